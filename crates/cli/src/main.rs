@@ -1,0 +1,50 @@
+//! `hoist`: the command line. One folder a command; this file only parses and dispatches.
+//!
+//! Exit codes: 0 done, 1 ran and failed, 2 usage (clap's own). `hoist run` exits with its program's status.
+
+mod bench;
+mod demo;
+mod doctor;
+mod run;
+mod status;
+mod testbed;
+mod wire;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// AF_INET sockets that wrap AF_XDP, for programs that know nothing of it.
+#[derive(Parser)]
+#[command(name = "hoist", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    Status(status::Args),
+    Doctor(doctor::Args),
+    Testbed(testbed::Args),
+    Wire(wire::Args),
+    Bench(bench::Args),
+    #[command(hide = true)]
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::main(args),
+        Command::Status(args) => status::main(args),
+        Command::Doctor(args) => doctor::main(args),
+        Command::Testbed(args) => testbed::main(args),
+        Command::Wire(args) => wire::main(args),
+        Command::Bench(args) => bench::main(args),
+        Command::Demo(args) => demo::main(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("hoist: {error:#}");
+        ExitCode::FAILURE
+    })
+}

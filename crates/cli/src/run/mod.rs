@@ -1,0 +1,12 @@
+//! `hoist run`.
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+/// Placeholder.
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+pub(crate) fn main(_args: Args) -> Result<ExitCode> {
+    bail!("run: not built yet")
+}
