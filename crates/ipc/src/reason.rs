@@ -1,0 +1,89 @@
+//! Why a socket is not lifted.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $value:literal, $word:literal, $text:literal;)+) => {
+        /// The state of a socket: lifted, or why not. Numbers are part of the protocol, words of `--json`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason { $($(#[doc = $doc])+ $name = $value,)+ }
+
+        impl Reason {
+            /// Every reason, in order of its number.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// One word for tables and JSON.
+            pub fn word(self) -> &'static str { match self { $(Self::$name => $word,)+ } }
+
+            /// One sentence for people: what it means and, where something can be done, what.
+            pub fn explain(self) -> &'static str { match self { $(Self::$name => $text,)+ } }
+        }
+
+        impl TryFrom<u32> for Reason {
+            type Error = u32;
+            fn try_from(value: u32) -> Result<Self, u32> {
+                match value { $($value => Ok(Self::$name),)+ other => Err(other) }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Nothing stands in the way.
+    Lifted = 0, "lifted", "lifted";
+    /// `--udp` does not name this port.
+    NotSelected = 1, "not-selected", "--udp does not select this port";
+    /// An ephemeral port that has not received enough for lifting to pay.
+    Young = 2, "young", "an ephemeral port that has received only a few datagrams yet; it is lifted if more come";
+    /// No device that can lift carries the socket's address.
+    NoDevice = 3, "no-device", "no device that can lift is up and carries this address; see hoist doctor";
+    /// Bound to a loopback address: loopback traffic never meets a device driver.
+    Loopback = 4, "loopback", "a loopback address: its traffic never meets a device driver";
+    /// A process outside this run has a socket on the same port.
+    PortShared = 5, "port-shared", "another process has a socket on this port, and lifting would take its datagrams";
+    /// Another process of this run holds the rings.
+    RingsBusy = 6, "rings-busy", "another process of this run holds the AF_XDP rings";
+    /// The process forked while the socket was open: a child may read it.
+    Forked = 7, "forked", "the process forked: parent and child share this socket through the kernel";
+    /// The descriptor was passed to another process.
+    FdPassed = 8, "fd-passed", "the descriptor was sent over a Unix socket: another process may read it";
+    /// A socket option whose meaning Hoist does not reproduce.
+    Option = 9, "option", "a socket option is set that only the kernel can honour; see docs/limitations.md";
+    /// A multicast source filter.
+    SourceFilter = 10, "source-filter", "a multicast source filter is set, which only the kernel applies";
+    /// Bound to a device that is not lifted.
+    OtherDevice = 11, "other-device", "bound to a device that hoist does not lift from";
+    /// The broker has ended.
+    BrokerGone = 12, "broker-gone", "the hoist process has ended; the kernel serves this socket";
+    /// The program replaced itself with exec.
+    Exec = 13, "exec", "the process replaced itself by exec; inherited sockets go on through the kernel";
+    /// The socket was not made by this process image.
+    Inherited = 14, "inherited", "the socket was made before the shim was loaded or by another process";
+    /// The device went down, was removed, or its program was replaced.
+    DeviceGone = 15, "device-gone", "the device was removed or its XDP program was replaced";
+    /// UMEM or AF_XDP socket could not be made.
+    RingSetup = 16, "ring-setup", "AF_XDP rings could not be made; the first error is in the run's messages";
+    /// More sockets than the stats page has slots.
+    TooMany = 17, "too-many", "more sockets than hoist keeps count of";
+    /// `--udp off`.
+    Off = 18, "off", "lifting of UDP is switched off (--udp off)";
+    /// The socket has no local port yet.
+    Unbound = 19, "unbound", "the socket has no local port yet";
+    /// The broker could not examine the socket or refused the request.
+    Refused = 20, "refused", "hoist refused the socket: it is not a UDP socket it can examine";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn numbers_and_words_are_unique_and_survive_a_round_trip() {
+        let mut words = std::collections::HashSet::new();
+        for &reason in Reason::ALL {
+            assert_eq!(Reason::try_from(reason as u32), Ok(reason));
+            assert!(words.insert(reason.word()), "{} twice", reason.word());
+            assert!(!reason.explain().is_empty());
+        }
+        assert_eq!(Reason::try_from(9999), Err(9999));
+    }
+}
