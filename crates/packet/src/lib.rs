@@ -1,1 +1,40 @@
-//! Placeholder.
+//! Headers of received packets: views, checksums, the flow key.
+//!
+//! * [`ethernet`], [`ipv4`], [`ipv6`], [`udp`]: a file per protocol, each with its field offsets, a view that reads a
+//!   header in place, and a typed form that writes one. [`udp::parse`] is the whole way from frame to datagram.
+//! * [`checksum`]: the internet checksum.
+//! * [`flow`]: what makes two packets one flow, and its hash.
+//!
+//! Frames are input from strangers: nothing here panics, allocates or reads a clock, whatever the bytes.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod address;
+pub mod checksum;
+pub mod ethernet;
+pub mod flow;
+pub mod ipv4;
+pub mod ipv6;
+mod refused;
+pub mod udp;
+
+pub use address::{Ip, SocketAddrRaw};
+pub use refused::Refused;
+
+/// The number of UDP in IPv4's protocol and IPv6's next header field.
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// Big-endian `u16` at a constant offset of a header: the bounds check folds away.
+#[inline(always)]
+fn be16<const N: usize>(header: &[u8; N], at: usize) -> u16 {
+    u16::from_be_bytes([header[at], header[at + 1]])
+}
+
+/// `LEN` bytes at a constant offset of a header.
+#[inline(always)]
+fn array<const LEN: usize, const N: usize>(header: &[u8; N], at: usize) -> [u8; LEN] {
+    core::array::from_fn(|i| header[at + i])
+}
