@@ -1,1 +1,5 @@
-fn main() {}
+//! Compiles the generator.
+
+fn main() {
+    hoist_bpf_build::compile("wire");
+}

@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The wire: what tests and benchmarks run on, and what people try Hoist on.
+//!
+//! * [`Testbed`]: two network namespaces joined by a veth pair, made and removed by netlink.
+//! * [`Generator`]: UDP frames at a stated rate from one core, handed to the host's end by pointer.
+//! * [`Stamp`]: what every generated datagram carries, so that a receiver can tell loss and reordering.
+
+#![deny(unsafe_code)]
+
+mod error;
+mod frame;
+mod generator;
+mod napi;
+mod netlink;
+mod netns;
+mod registry;
+mod stamp;
+mod sys;
+mod testbed;
+
+pub use error::{Error, Result};
+pub use generator::{Generator, Limit, Running, Sent, Spec};
+pub use napi::Napi;
+pub use netns::Netns;
+pub use registry::{Facts, Listed, State, list, remove};
+pub use stamp::Stamp;
+pub use sys::{Offload, pin_thread, pinned};
+pub use testbed::{Builder, End, Testbed};

@@ -1,0 +1,158 @@
+//! System calls that neither std nor nix offers in safe form.
+#![allow(unsafe_code)]
+
+use crate::error::{During, Result};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use std::{
+    ffi::c_char,
+    fs::File,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::unix::process::CommandExt,
+    process::Command,
+    sync::{Arc, Once},
+};
+
+/// Binds the calling thread to one CPU.
+pub fn pin_thread(cpu: usize) -> Result<()> {
+    pin(0, cpu)
+}
+
+/// Binds the thread `tid` (0: the calling one) to one CPU.
+pub(crate) fn pin(tid: i32, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(nix::unistd::Pid::from_raw(tid), &set))
+        .during(|| format!("binding thread {tid} to CPU {cpu} (sched_setaffinity)"))
+}
+
+/// Makes `command` start on one CPU.
+pub fn pinned(mut command: Command, cpu: usize) -> Command {
+    let set = move || {
+        let mut set = CpuSet::new();
+        set.set(cpu)?;
+        sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes one system call with data on its own stack: no
+    // allocation and no lock, so it is async-signal-safe.
+    unsafe { command.pre_exec(set) };
+    command
+}
+
+/// Makes `command` start in the network namespace `net`.
+pub(crate) fn command_in(net: Arc<File>, program: &std::ffi::OsStr) -> Command {
+    let mut command = Command::new(program);
+    let enter = move || Ok(setns(&*net, CloneFlags::CLONE_NEWNET)?);
+    // SAFETY: between fork and exec the closure makes one system call on a descriptor that it owns: no
+    // allocation and no lock, so it is async-signal-safe.
+    unsafe { command.pre_exec(enter) };
+    command
+}
+
+/// A feature of a device that the ethtool ioctl switches (include/uapi/linux/ethtool.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Transmit checksums (`ethtool -K tx`): off means that frames carry complete checksums.
+    TxChecksum,
+    /// TCP segmentation (`tso`).
+    Tso,
+    /// Generic segmentation (`gso`).
+    Gso,
+    /// Generic receive offload (`gro`). On a veth it is also what turns NAPI on (Linux 5.13).
+    Gro,
+}
+
+impl Offload {
+    fn set_command(self) -> u32 {
+        match self {
+            Self::TxChecksum => 0x17,
+            Self::Tso => 0x1f,
+            Self::Gso => 0x24,
+            Self::Gro => 0x2c,
+        }
+    }
+}
+
+/// Switches a feature of a device of the calling thread's network namespace.
+pub(crate) fn set_offload(device: &str, offload: Offload, on: bool) -> io::Result<()> {
+    ethtool(device, offload.set_command(), on.into()).map(drop)
+}
+
+/// Whether a device of the calling thread's network namespace has a link.
+///
+/// Asking also completes a change that linkwatch still holds back (ethtool_op_get_link): until then the
+/// queue of the end that came up first swallows what it is given.
+pub(crate) fn has_link(device: &str) -> io::Result<bool> {
+    const ETHTOOL_GLINK: u32 = 0x0a;
+    Ok(ethtool(device, ETHTOOL_GLINK, 0)? != 0)
+}
+
+fn ethtool(device: &str, cmd: u32, data: u32) -> io::Result<u32> {
+    #[repr(C)]
+    struct Value {
+        cmd: u32,
+        data: u32,
+    }
+    let mut value = Value { cmd, data };
+    // SAFETY: an all-zero ifreq is a valid one: integers, bytes and a null pointer.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: SIOCETHTOOL reads the zero-terminated name and reads and writes the ethtool_value that
+    // ifru_data points to; both outlive the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) } {
+        0 => Ok(value.data),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A descriptor of process `pid`, which it still names when the number has been reused.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends SIGKILL to the process behind a pidfd.
+pub(crate) fn pidfd_kill(pidfd: &OwnedFd) -> io::Result<()> {
+    let none = std::ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed: the kernel fills it in as kill(2) would.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes [`interrupt`] end a blocking call of a thread with EINTR and do nothing else.
+pub(crate) fn allow_interrupts() {
+    static ONCE: Once = Once::new();
+    extern "C" fn nothing(_: libc::c_int) {}
+    ONCE.call_once(|| {
+        // SAFETY: an all-zero sigaction is a valid one; the handler does nothing, so it is
+        // async-signal-safe, and the signal is one that neither libc nor Rust uses.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+            libc::sigaction(interrupt_signal(), &raw const action, std::ptr::null_mut());
+        }
+    });
+}
+
+/// Interrupts the system call that `thread` is in.
+pub(crate) fn interrupt<T>(thread: &std::thread::JoinHandle<T>) {
+    use std::os::unix::thread::JoinHandleExt;
+    // SAFETY: the handle has not been joined, so the pthread_t is valid even if the thread has ended.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), interrupt_signal()) };
+}
+
+fn interrupt_signal() -> i32 {
+    libc::SIGRTMAX() - 3
+}
