@@ -21,6 +21,14 @@ const DONT_FRAGMENT: u16 = 0x4000;
 /// More-fragments flag and offset: either makes a fragment (`ip_is_fragment`).
 const FRAGMENT_MASK: u16 = 0x3fff;
 
+/// First octet of `127.0.0.0/8`.
+const LOOPBACK: u32 = 127;
+/// First four bits of `224.0.0.0/4`.
+const MULTICAST: u32 = 0xe;
+/// First three octets of `224.0.0.0/24`.
+const LOCAL_GROUPS: u32 = 0x00e0_0000;
+const BROADCAST: u32 = 0xffff_ffff;
+
 /// A header of 20 bytes read in place.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a>(&'a [u8; HEADER_LEN]);
@@ -93,7 +101,9 @@ impl<'a> View<'a> {
     /// Addresses that Linux accepts from no device: `ip_route_input_slow`, `ip_mc_validate_source`.
     #[inline]
     pub fn is_martian(&self) -> bool {
-        is_martian_source(self.source(), self.destination()) || is_martian_destination(self.destination())
+        let (source, destination) =
+            (u32::from_be_bytes(self.source()), u32::from_be_bytes(self.destination()));
+        is_martian_source(source, destination) || is_martian_destination(destination)
     }
 }
 
@@ -140,18 +150,15 @@ pub fn set_checksum(header: &mut [u8; HEADER_LEN]) {
 }
 
 /// A source of zero is a host without an address yet (DHCP): allowed towards broadcast and `224.0.0.0/24` only.
-#[inline]
-fn is_martian_source(source: [u8; 4], destination: [u8; 4]) -> bool {
-    match source {
-        [127, ..] | [224..=239, ..] | [255, 255, 255, 255] => true,
-        [0, 0, 0, 0] => !matches!(destination, [255, 255, 255, 255] | [224, 0, 0, _]),
-        _ => false,
-    }
+#[inline(always)]
+fn is_martian_source(source: u32, destination: u32) -> bool {
+    let nobody = source == 0 && destination != BROADCAST && destination >> 8 != LOCAL_GROUPS;
+    source >> 24 == LOOPBACK || source >> 28 == MULTICAST || source == BROADCAST || nobody
 }
 
-#[inline]
-fn is_martian_destination(destination: [u8; 4]) -> bool {
-    matches!(destination, [127, ..] | [0, 0, 0, 0])
+#[inline(always)]
+fn is_martian_destination(destination: u32) -> bool {
+    destination >> 24 == LOOPBACK || destination == 0
 }
 
 #[cfg(test)]

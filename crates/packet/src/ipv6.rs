@@ -17,9 +17,11 @@ pub const HEADER_LEN: usize = 40;
 /// Extension headers that may stand before a transport header: hop-by-hop, routing, fragment, AH, destination
 /// options, mobility, HIP, shim6 (RFC 7045 and IANA's registry).
 const EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
-/// `::ffff:0:0/96`.
-const V4_MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// First octet of `ff00::/8`.
+const MULTICAST: u128 = 0xff;
+/// First 96 bits of `::ffff:0:0/96`.
+const V4_MAPPED: u128 = 0xffff;
+const LOOPBACK: u128 = 1;
 
 /// A header read in place.
 #[derive(Clone, Copy, Debug)]
@@ -88,12 +90,14 @@ impl<'a> View<'a> {
     /// on a dual-stack socket.
     #[inline]
     pub fn is_martian(&self) -> bool {
-        let (source, destination) = (self.source(), self.destination());
-        source[0] == 0xff
+        let (source, destination) =
+            (u128::from_be_bytes(self.source()), u128::from_be_bytes(self.destination()));
+        let reserved_scope = destination >> 120 == MULTICAST && (destination >> 112) & 0xf <= 1;
+        source >> 120 == MULTICAST
             || source == LOOPBACK
-            || source.starts_with(&V4_MAPPED)
+            || source >> 32 == V4_MAPPED
             || destination == LOOPBACK
-            || (destination[0] == 0xff && destination[1] & 0xf <= 1)
+            || reserved_scope
     }
 }
 

@@ -33,8 +33,9 @@ fn be16<const N: usize>(header: &[u8; N], at: usize) -> u16 {
     u16::from_be_bytes([header[at], header[at + 1]])
 }
 
-/// `LEN` bytes at a constant offset of a header.
+/// `LEN` bytes at a constant offset of a header that holds them.
 #[inline(always)]
 fn array<const LEN: usize, const N: usize>(header: &[u8; N], at: usize) -> [u8; LEN] {
-    core::array::from_fn(|i| header[at + i])
+    debug_assert!(at + LEN <= N);
+    header.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; LEN])
 }

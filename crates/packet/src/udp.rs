@@ -77,9 +77,12 @@ pub enum ChecksumTrust {
 /// [`Refused`]; [`Refused::is_damaged`] tells what Linux would drop from what the stack should see.
 #[inline]
 pub fn parse(frame: &[u8], trust: ChecksumTrust) -> Result<Datagram, Refused> {
-    let found = Found::new(frame)?;
-    let partial = found.verify(trust)?;
-    Ok(found.datagram(partial))
+    let (link, packet) = ethernet::View::split(frame).ok_or(Refused::Short)?;
+    match link.ethertype() {
+        ethernet::TYPE_IPV4 => Found::<ipv4::View<'_>>::new(link, packet)?.parse(trust),
+        ethernet::TYPE_IPV6 => Found::<ipv6::View<'_>>::new(link, packet)?.parse(trust),
+        _ => Err(Refused::NotIp),
+    }
 }
 
 /// Turns a partial checksum into a full one in place, before the frame is given back to the stack or to a wire.
@@ -88,12 +91,8 @@ pub fn parse(frame: &[u8], trust: ChecksumTrust) -> Result<Datagram, Refused> {
 /// # Errors
 /// As [`parse`] with [`ChecksumTrust::PartialAllowed`]; the frame is unchanged then.
 pub fn complete_checksum(frame: &mut [u8]) -> Result<(), Refused> {
-    let found = Found::new(frame)?;
-    if !found.verify(ChecksumTrust::PartialAllowed)? {
-        return Ok(());
-    }
-    let (at, checksum) = (found.at, found.full_checksum());
-    store(frame, at + field::CHECKSUM, checksum)
+    let datagram = parse(frame, ChecksumTrust::PartialAllowed)?;
+    if datagram.partial { fill_checksums(frame) } else { Ok(()) }
 }
 
 /// Computes every checksum of a frame anew, whatever it holds: for generators and for frames that were edited.
@@ -101,9 +100,13 @@ pub fn complete_checksum(frame: &mut [u8]) -> Result<(), Refused> {
 /// # Errors
 /// As [`parse`], but for [`Refused::HeaderChecksum`] and [`Refused::Checksum`]; the frame is unchanged then.
 pub fn fill_checksums(frame: &mut [u8]) -> Result<(), Refused> {
-    let found = Found::new(frame)?;
-    let (at, checksum) = (found.at, found.full_checksum());
-    if let Network::V4(_) = found.network {
+    let (link, packet) = ethernet::View::split(frame).ok_or(Refused::Short)?;
+    let (at, checksum) = match link.ethertype() {
+        ethernet::TYPE_IPV4 => Found::<ipv4::View<'_>>::new(link, packet)?.full_checksum(),
+        ethernet::TYPE_IPV6 => Found::<ipv6::View<'_>>::new(link, packet)?.full_checksum(),
+        _ => return Err(Refused::NotIp),
+    };
+    if link.ethertype() == ethernet::TYPE_IPV4 {
         let header = frame.get_mut(at - ipv4::HEADER_LEN..).and_then(<[u8]>::first_chunk_mut);
         ipv4::set_checksum(header.ok_or(Refused::Short)?);
     }
@@ -230,71 +233,155 @@ impl<'a> View<'a> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Network<'a> {
-    V4(ipv4::View<'a>),
-    V6(ipv6::View<'a>),
+/// What UDP asks of the header before it. A trait, not an enum: each family's way through [`parse`] is then
+/// straight code.
+trait Network<'a>: Sized {
+    const HEADER_LEN: usize;
+    /// Zero in the UDP checksum field means that there is none.
+    const ZERO_IS_NONE: bool;
+    /// The header and the body of a UDP packet that is whole and may come from a device.
+    fn accept(packet: &'a [u8]) -> Result<(Self, &'a [u8]), Refused>;
+    fn segment(body: &'a [u8]) -> Result<(View<'a>, &'a [u8]), Refused>;
+    fn header_holds(&self) -> bool;
+    fn pseudo_header(&self, len: u16) -> Sum;
+    fn addresses(&self) -> (Ip, Ip);
+    fn ttl(&self) -> u8;
+    fn tos(&self) -> u8;
+    fn flow_label(&self) -> u32;
+}
+
+impl<'a> Network<'a> for ipv4::View<'a> {
+    const HEADER_LEN: usize = ipv4::HEADER_LEN;
+    const ZERO_IS_NONE: bool = true;
+
+    #[inline(always)]
+    fn accept(packet: &'a [u8]) -> Result<(Self, &'a [u8]), Refused> {
+        let (ip, body) = Self::split(packet)?;
+        match ip {
+            _ if ip.protocol() != PROTOCOL_UDP => Err(Refused::NotUdp),
+            _ if ip.is_fragment() => Err(Refused::Fragment),
+            _ if ip.is_martian() => Err(Refused::Martian),
+            _ => Ok((ip, body)),
+        }
+    }
+
+    #[inline(always)]
+    fn segment(body: &'a [u8]) -> Result<(View<'a>, &'a [u8]), Refused> {
+        View::split_v4(body)
+    }
+
+    #[inline(always)]
+    fn header_holds(&self) -> bool {
+        self.checksum_holds()
+    }
+
+    #[inline(always)]
+    fn pseudo_header(&self, len: u16) -> Sum {
+        checksum::pseudo_header_v4(self.source(), self.destination(), PROTOCOL_UDP, len)
+    }
+
+    #[inline(always)]
+    fn addresses(&self) -> (Ip, Ip) {
+        (Ip::V4(self.source()), Ip::V4(self.destination()))
+    }
+
+    #[inline(always)]
+    fn ttl(&self) -> u8 {
+        self.ttl()
+    }
+
+    #[inline(always)]
+    fn tos(&self) -> u8 {
+        self.tos()
+    }
+
+    #[inline(always)]
+    fn flow_label(&self) -> u32 {
+        0
+    }
+}
+
+impl<'a> Network<'a> for ipv6::View<'a> {
+    const HEADER_LEN: usize = ipv6::HEADER_LEN;
+    const ZERO_IS_NONE: bool = false;
+
+    #[inline(always)]
+    fn accept(packet: &'a [u8]) -> Result<(Self, &'a [u8]), Refused> {
+        let (ip, body) = Self::split(packet)?;
+        match ip.next_header() {
+            PROTOCOL_UDP if ip.is_martian() => Err(Refused::Martian),
+            PROTOCOL_UDP => Ok((ip, body)),
+            _ if ip.has_extension() => Err(Refused::Extension),
+            _ => Err(Refused::NotUdp),
+        }
+    }
+
+    #[inline(always)]
+    fn segment(body: &'a [u8]) -> Result<(View<'a>, &'a [u8]), Refused> {
+        View::split_v6(body)
+    }
+
+    #[inline(always)]
+    fn header_holds(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn pseudo_header(&self, len: u16) -> Sum {
+        checksum::pseudo_header_v6(&self.source(), &self.destination(), PROTOCOL_UDP, len.into())
+    }
+
+    #[inline(always)]
+    fn addresses(&self) -> (Ip, Ip) {
+        (Ip::V6(self.source()), Ip::V6(self.destination()))
+    }
+
+    #[inline(always)]
+    fn ttl(&self) -> u8 {
+        self.hop_limit()
+    }
+
+    #[inline(always)]
+    fn tos(&self) -> u8 {
+        self.traffic_class()
+    }
+
+    #[inline(always)]
+    fn flow_label(&self) -> u32 {
+        self.flow_label()
+    }
 }
 
 /// The headers of a frame whose lengths agree; checksums not yet looked at.
-struct Found<'a> {
+struct Found<'a, N> {
     link: ethernet::View<'a>,
-    network: Network<'a>,
+    ip: N,
     udp: View<'a>,
     /// Header and payload.
     segment: &'a [u8],
-    /// Offset of the segment in the frame, bytes.
-    at: usize,
 }
 
-impl<'a> Found<'a> {
+impl<'a, N: Network<'a>> Found<'a, N> {
     #[inline(always)]
-    fn new(frame: &'a [u8]) -> Result<Self, Refused> {
-        let (link, packet) = ethernet::View::split(frame).ok_or(Refused::Short)?;
-        match link.ethertype() {
-            ethernet::TYPE_IPV4 => Self::in_ipv4(link, packet),
-            ethernet::TYPE_IPV6 => Self::in_ipv6(link, packet),
-            _ => Err(Refused::NotIp),
-        }
+    fn new(link: ethernet::View<'a>, packet: &'a [u8]) -> Result<Self, Refused> {
+        let (ip, body) = N::accept(packet)?;
+        let (udp, segment) = N::segment(body)?;
+        Ok(Self { link, ip, udp, segment })
     }
 
     #[inline(always)]
-    fn in_ipv4(link: ethernet::View<'a>, packet: &'a [u8]) -> Result<Self, Refused> {
-        let (ip, body) = ipv4::View::split(packet)?;
-        if ip.protocol() != PROTOCOL_UDP {
-            return Err(Refused::NotUdp);
+    fn parse(&self, trust: ChecksumTrust) -> Result<Datagram, Refused> {
+        if !self.ip.header_holds() {
+            return Err(Refused::HeaderChecksum);
         }
-        if ip.is_fragment() {
-            return Err(Refused::Fragment);
-        }
-        if ip.is_martian() {
-            return Err(Refused::Martian);
-        }
-        let (udp, segment) = View::split_v4(body)?;
-        Ok(Self { link, network: Network::V4(ip), udp, segment, at: link.len() + ipv4::HEADER_LEN })
-    }
-
-    #[inline(always)]
-    fn in_ipv6(link: ethernet::View<'a>, packet: &'a [u8]) -> Result<Self, Refused> {
-        let (ip, body) = ipv6::View::split(packet)?;
-        if ip.next_header() != PROTOCOL_UDP {
-            return Err(if ip.has_extension() { Refused::Extension } else { Refused::NotUdp });
-        }
-        if ip.is_martian() {
-            return Err(Refused::Martian);
-        }
-        let (udp, segment) = View::split_v6(body)?;
-        Ok(Self { link, network: Network::V6(ip), udp, segment, at: link.len() + ipv6::HEADER_LEN })
+        Ok(self.datagram(self.verify(trust)?))
     }
 
     /// Whether the checksum is a partial one; an error if it is neither that nor right.
     #[inline(always)]
     fn verify(&self, trust: ChecksumTrust) -> Result<bool, Refused> {
-        match (self.network, self.udp.checksum()) {
-            (Network::V4(ip), _) if !ip.checksum_holds() => return Err(Refused::HeaderChecksum),
-            (Network::V4(_), 0) => return Ok(false),
-            (Network::V6(_), 0) => return Err(Refused::Checksum),
-            _ => {}
+        if self.udp.checksum() == 0 {
+            return if N::ZERO_IS_NONE { Ok(false) } else { Err(Refused::Checksum) };
         }
         let pseudo = self.pseudo_header();
         if trust == ChecksumTrust::PartialAllowed && self.udp.checksum() == pseudo.fold() {
@@ -307,39 +394,34 @@ impl<'a> Found<'a> {
     #[inline(always)]
     fn pseudo_header(&self) -> Sum {
         // A segment lies within one IP packet, so its length fits 16 bits.
-        let len = self.segment.len() as u16;
-        match self.network {
-            Network::V4(ip) => checksum::pseudo_header_v4(ip.source(), ip.destination(), PROTOCOL_UDP, len),
-            Network::V6(ip) => {
-                checksum::pseudo_header_v6(&ip.source(), &ip.destination(), PROTOCOL_UDP, len.into())
-            }
-        }
+        self.ip.pseudo_header(self.segment.len() as u16)
     }
 
-    /// The checksum the segment ought to have: its own field counts as zero.
-    fn full_checksum(&self) -> u16 {
-        let field = Sum::word(!self.udp.checksum());
-        checksum::for_udp((self.pseudo_header() + Sum::of(self.segment) + field).checksum())
+    /// Offset of the segment in the frame, bytes.
+    #[inline(always)]
+    fn at(&self) -> usize {
+        self.link.len() + N::HEADER_LEN
+    }
+
+    /// Where the segment is, and the checksum it ought to have.
+    fn full_checksum(&self) -> (usize, u16) {
+        // Adding the inverse of the field makes it count as zero.
+        let without_field = Sum::of(self.segment) + Sum::word(!self.udp.checksum());
+        (self.at(), checksum::for_udp((self.pseudo_header() + without_field).checksum()))
     }
 
     #[inline(always)]
     fn datagram(&self, partial: bool) -> Datagram {
-        let (source, destination, ttl, tos, flow_label) = match self.network {
-            Network::V4(ip) => (Ip::V4(ip.source()), Ip::V4(ip.destination()), ip.ttl(), ip.tos(), 0),
-            Network::V6(ip) => {
-                let (source, destination) = (Ip::V6(ip.source()), Ip::V6(ip.destination()));
-                (source, destination, ip.hop_limit(), ip.traffic_class(), ip.flow_label())
-            }
-        };
-        let payload = (self.at + HEADER_LEN) as u32..(self.at + self.segment.len()) as u32;
+        let (source, destination) = self.ip.addresses();
+        let start = self.at() as u32;
         Datagram {
             vlan: self.link.vlan(),
             source: SocketAddrRaw { ip: source, port: self.udp.source() },
             destination: SocketAddrRaw { ip: destination, port: self.udp.destination() },
-            ttl,
-            tos,
-            flow_label,
-            payload,
+            ttl: self.ip.ttl(),
+            tos: self.ip.tos(),
+            flow_label: self.ip.flow_label(),
+            payload: start + HEADER_LEN as u32..start + self.segment.len() as u32,
             group: self.link.is_group() || destination.is_multicast() || destination.is_broadcast(),
             partial,
         }
