@@ -114,6 +114,8 @@ impl FillRing {
     }
 
     /// Adds a frame by its UMEM address; false when the ring is full. The kernel sees it after [`submit`](Self::submit).
+    /// A ring of as many entries as there are frames is never full, however late the kernel moves its cursor: it does so
+    /// when it delivers a packet, not when it drops one (`xsk_flush`).
     #[inline]
     pub fn push(&mut self, addr: u64) -> bool {
         self.0.push(addr)
@@ -245,7 +247,7 @@ impl CompletionRing {
     }
 
     /// UMEM address of the `i`th available frame, as it was pushed to the tx ring; `None` unless `i` is below what
-    /// [`available`](Self::available) said.
+    /// [`available`](Self::available) said. An address beyond the UMEM that was pushed comes back too (Linux 6.18).
     #[must_use]
     #[inline]
     pub fn peek(&self, i: u32) -> Option<u64> {

@@ -35,7 +35,7 @@ pub struct Bound {
 pub struct Statistics {
     /// Received packets dropped for want of a frame or because they were too long.
     pub rx_dropped: u64,
-    /// Fill-ring addresses that are not in the UMEM.
+    /// Always 0: Linux reports the rx ring's count here and keeps that of bad fill addresses to itself (`xsk_getsockopt`).
     pub rx_invalid_descs: u64,
     /// Tx descriptors that are not in the UMEM.
     pub tx_invalid_descs: u64,

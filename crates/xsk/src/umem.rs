@@ -154,7 +154,7 @@ impl Umem {
         (frame < u64::from(self.frames)).then_some(frame as u32)
     }
 
-    /// UMEM address of the first byte of `frame`. The kernel ignores and counts addresses beyond the last frame.
+    /// UMEM address of the first byte of `frame`. The kernel silently skips fill addresses beyond the last frame.
     #[must_use]
     #[inline]
     pub fn addr_of(&self, frame: u32) -> u64 {
