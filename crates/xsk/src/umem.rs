@@ -165,9 +165,9 @@ impl Umem {
     #[inline]
     fn offset(&self, desc: Desc) -> Option<usize> {
         self.frame_of(desc.addr)?;
-        let chunk = self.chunk.bytes();
-        let within = desc.addr as u32 & (chunk - 1);
-        (desc.len <= chunk - within).then_some(desc.addr as usize)
+        let chunk = u64::from(self.chunk.bytes());
+        let end = (desc.addr & (chunk - 1)) + u64::from(desc.len);
+        (end <= chunk).then_some(desc.addr as usize)
     }
 }
 
