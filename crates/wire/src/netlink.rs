@@ -9,10 +9,19 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute},
     tc::{TcAttribute, TcHandle, TcMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::{io, net::IpAddr, os::fd::RawFd};
+use nix::sys::{
+    socket::{setsockopt, sockopt::ReceiveTimeout},
+    time::{TimeVal, TimeValLike},
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::RawFd,
+};
 
 /// An rtnetlink socket in the network namespace of the thread that opened it.
 pub(crate) struct Route {
@@ -140,6 +149,41 @@ impl Route {
         self.socket.send(&bytes, 0)?;
         acknowledged(&self.socket.recv_from_full()?.0)
     }
+}
+
+/// Tells when the kernel accepts datagrams for a new IPv6 address: it adds the local route from a work queue
+/// (addrconf_dad_work), after the request has been acknowledged and without duplicate address detection too.
+pub(crate) struct LocalRoutes {
+    socket: Socket,
+}
+
+impl LocalRoutes {
+    /// Watches the thread's network namespace; to be opened before the address is added.
+    pub(crate) fn watch() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.add_membership(RTNLGRP_IPV6_ROUTE)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for the local route of `address`.
+    pub(crate) fn wait_for(&self, address: Ipv6Addr) -> io::Result<()> {
+        while !announces(&self.socket.recv_from_full()?.0, address) {}
+        Ok(())
+    }
+}
+
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RT_TABLE_LOCAL: u8 = 255;
+
+fn announces(bytes: &[u8], address: Ipv6Addr) -> bool {
+    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else { return false };
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = message.payload else {
+        return false;
+    };
+    let destination = RouteAttribute::Destination(RouteAddress::Inet6(address));
+    route.header.table == RT_TABLE_LOCAL && route.attributes.contains(&destination)
 }
 
 fn acknowledged(bytes: &[u8]) -> io::Result<()> {

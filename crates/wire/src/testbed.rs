@@ -6,7 +6,7 @@
 use crate::{
     error::{During, Error, Result},
     napi::{self, Napi},
-    netlink::{self, Route},
+    netlink::{self, LocalRoutes, Route},
     netns::Netns,
     registry::{self, Facts, Hold},
     sys::{self, Offload},
@@ -406,11 +406,12 @@ fn address(route: &Route, side: Side, index: u32, net: u8) -> io::Result<()> {
         (side.v4(net).into(), other.v4(net).into(), V4_PREFIX),
         (side.v6(net).into(), other.v6(net).into(), V6_PREFIX),
     ];
+    let routes = LocalRoutes::watch()?;
     for (own, peer, prefix) in pairs {
         route.add_address(index, own, prefix)?;
         route.add_neighbour(index, peer, other.mac())?;
     }
-    Ok(())
+    routes.wait_for(side.v6(net))
 }
 
 fn vlan_name(side: Side, id: u16) -> String {

@@ -78,7 +78,7 @@ fn receive(socket: &UdpSocket, options: &Options) -> std::io::Result<Tally> {
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
-        if tally.packets % CLOCK_EVERY == 0 && start.elapsed().as_secs_f64() >= options.seconds {
+        if tally.packets.is_multiple_of(CLOCK_EVERY) && start.elapsed().as_secs_f64() >= options.seconds {
             break;
         }
     }
@@ -102,7 +102,7 @@ struct Tally {
 
 impl Tally {
     fn count(&mut self, payload: &[u8]) {
-        if self.packets % CLOCK_EVERY == 0 {
+        if self.packets.is_multiple_of(CLOCK_EVERY) {
             let now = Instant::now();
             self.first.get_or_insert_with(|| (now, sys::process_cpu_ns()));
             self.last = Some(now);
