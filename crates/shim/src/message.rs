@@ -1,0 +1,316 @@
+//! A received datagram in the program's terms: buffers, `sockaddr`, control messages.
+
+use crate::{
+    engine::Memory,
+    frames::Arrival,
+    socket::{Socket, want},
+    sys,
+};
+use core::sync::atomic::Ordering::Relaxed;
+use hoist_packet::{Ip, SocketAddrRaw};
+use hoist_sys::Errno;
+use hoist_xsk::Desc;
+use libc::{c_int, iovec, sockaddr, socklen_t};
+
+/// The payload of a datagram in its frame.
+#[inline]
+pub(crate) fn payload<'m>(memory: &'m Memory, arrival: &Arrival) -> &'m [u8] {
+    let desc = Desc { addr: arrival.address, len: arrival.len, options: 0 };
+    let at = arrival.payload_at as usize;
+    memory
+        .umem
+        .packet(desc)
+        .and_then(|packet| packet.get(at..at + arrival.payload_len as usize))
+        .unwrap_or(&[])
+}
+
+/// Where a read goes: the program's buffers.
+#[derive(Clone, Copy)]
+pub(crate) enum Buffers {
+    One { base: *mut u8, len: usize },
+    Many { vector: *const iovec, count: usize },
+}
+
+impl Buffers {
+    /// Copies as much as fits; returns how much.
+    ///
+    /// Buffers that cannot be written are the program's fault: null is `EFAULT` as in Linux, another bad address is a
+    /// SIGSEGV (docs/limitations.md).
+    #[inline]
+    pub(crate) fn fill(self, bytes: &[u8]) -> Result<usize, Errno> {
+        match self {
+            Self::One { base, len } => copy(bytes, base, len),
+            Self::Many { vector, count } => fill_many(vector, count, bytes),
+        }
+    }
+}
+
+#[inline]
+fn copy(bytes: &[u8], base: *mut u8, len: usize) -> Result<usize, Errno> {
+    let len = bytes.len().min(len);
+    if len == 0 {
+        return Ok(0);
+    }
+    if base.is_null() {
+        return Err(Errno(libc::EFAULT));
+    }
+    // SAFETY: the program vouches for its buffer by the call's contract; the frame is ours and not the program's.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), base, len) };
+    Ok(len)
+}
+
+fn fill_many(vector: *const iovec, count: usize, bytes: &[u8]) -> Result<usize, Errno> {
+    if vector.is_null() && count > 0 {
+        return Err(Errno(libc::EFAULT));
+    }
+    let mut done = 0;
+    for i in 0..count {
+        // SAFETY: the program passed `count` entries.
+        let entry = unsafe { *vector.add(i) };
+        if (entry.iov_len as isize) < 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+        done += copy(&bytes[done..], entry.iov_base.cast(), entry.iov_len)?;
+    }
+    Ok(done)
+}
+
+/// Writes the sender's address as `move_addr_to_user` does: cut to `*len`, and `*len` set to the full length.
+pub(crate) fn write_name(
+    v6: bool,
+    arrival: &Arrival,
+    name: *mut sockaddr,
+    len: *mut socklen_t,
+) -> Result<(), Errno> {
+    if name.is_null() {
+        return Ok(());
+    }
+    if len.is_null() {
+        return Err(Errno(libc::EFAULT));
+    }
+    // SAFETY: the program passed a valid length with its name buffer.
+    let room = unsafe { *len };
+    if room as i32 <= 0 {
+        if (room as i32) < 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+    }
+    let (bytes, full) = sockaddr_bytes(v6, &arrival.route.source, arrival.ifindex);
+    copy(&bytes[..full], name.cast(), room as usize)?;
+    // SAFETY: as above.
+    unsafe { *len = full as socklen_t };
+    Ok(())
+}
+
+/// `sockaddr_in` or `sockaddr_in6` (v4-mapped for IPv4) in memory form, and its length.
+pub(crate) fn sockaddr_bytes(v6: bool, from: &SocketAddrRaw, ifindex: u32) -> ([u8; 28], usize) {
+    let mut bytes = [0; 28];
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET } as u16;
+    bytes[..2].copy_from_slice(&family.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&from.port.to_be_bytes());
+    if let (false, Ip::V4(octets)) = (v6, from.ip) {
+        bytes[4..8].copy_from_slice(&octets);
+        return (bytes, 16);
+    }
+    let octets = mapped(from.ip);
+    bytes[8..24].copy_from_slice(&octets);
+    if octets[0] == 0xfe && octets[1] & 0xc0 == 0x80 {
+        bytes[24..28].copy_from_slice(&ifindex.to_ne_bytes()); // ipv6_iface_scope_id: link-local only
+    }
+    (bytes, 28)
+}
+
+fn mapped(ip: Ip) -> [u8; 16] {
+    match ip {
+        Ip::V6(octets) => octets,
+        Ip::V4([a, b, c, d]) => [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
+    }
+}
+
+/// Control messages under construction, as `put_cmsg` writes them.
+pub(crate) struct Control<'a> {
+    room: &'a mut [u8],
+    used: usize,
+    pub(crate) truncated: bool,
+}
+
+/// `CMSG_ALIGN`.
+fn align(len: usize) -> usize {
+    len.next_multiple_of(size_of::<usize>())
+}
+
+const HEADER: usize = size_of::<libc::cmsghdr>();
+
+impl<'a> Control<'a> {
+    pub(crate) fn new(room: &'a mut [u8]) -> Self {
+        Self { room, used: 0, truncated: false }
+    }
+
+    /// Appends one message; what does not fit is cut and marked.
+    pub(crate) fn put(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        let room = &mut self.room[self.used..];
+        if room.len() < HEADER {
+            self.truncated = true;
+            return;
+        }
+        let len = (HEADER + data.len()).min(room.len());
+        self.truncated |= len < HEADER + data.len();
+        room[..8].copy_from_slice(&len.to_ne_bytes());
+        room[8..12].copy_from_slice(&level.to_ne_bytes());
+        room[12..16].copy_from_slice(&kind.to_ne_bytes());
+        room[HEADER..len].copy_from_slice(&data[..len - HEADER]);
+        self.used += align(len).min(room.len());
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+}
+
+/// The ancillary data a socket asked for, in the kernel's order: `sock_recv_cmsgs`, then `ip_cmsg_recv` or
+/// `ip6_datagram_recv_ctl`. `local` is the address an answer would come from.
+pub(crate) fn put_wanted(
+    control: &mut Control<'_>,
+    wants: u32,
+    arrival: &Arrival,
+    local: impl FnOnce() -> [u8; 4],
+) {
+    put_time(control, wants, arrival.time_ns);
+    if wants & want::OVERFLOW != 0 && arrival.drops > 0 {
+        control.put(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &arrival.drops.to_ne_bytes());
+    }
+    if wants & want::PKTINFO6 != 0 {
+        let mut info = [0; 20];
+        info[..16].copy_from_slice(&mapped(arrival.route.destination.ip));
+        info[16..].copy_from_slice(&arrival.ifindex.to_ne_bytes());
+        control.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+    }
+    match arrival.route.destination.ip {
+        Ip::V4(destination) => put_v4(control, wants, arrival, destination, local),
+        Ip::V6(_) => put_v6(control, wants, arrival),
+    }
+}
+
+fn put_time(control: &mut Control<'_>, wants: u32, time_ns: u64) {
+    let (seconds, nanos) = (time_ns / 1_000_000_000, time_ns % 1_000_000_000);
+    let (fraction, old, new) = match wants & want::TIME {
+        0 => return,
+        bits if bits & want::TIMESTAMPNS != 0 => (nanos, libc::SO_TIMESTAMPNS, 64),
+        _ => (nanos / 1000, libc::SO_TIMESTAMP, 63),
+    };
+    let mut data = [0; 16];
+    data[..8].copy_from_slice(&seconds.to_ne_bytes());
+    data[8..].copy_from_slice(&fraction.to_ne_bytes());
+    control.put(libc::SOL_SOCKET, if wants & want::TIME_NEW != 0 { new } else { old }, &data);
+}
+
+fn put_v4(
+    control: &mut Control<'_>,
+    wants: u32,
+    arrival: &Arrival,
+    destination: [u8; 4],
+    local: impl FnOnce() -> [u8; 4],
+) {
+    if wants & want::PKTINFO != 0 {
+        let mut info = [0; 12];
+        info[..4].copy_from_slice(&arrival.ifindex.to_ne_bytes());
+        info[4..8].copy_from_slice(&if arrival.group { local() } else { destination });
+        info[8..].copy_from_slice(&destination);
+        control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+    }
+    if wants & want::TTL != 0 {
+        control.put(libc::IPPROTO_IP, libc::IP_TTL, &i32::from(arrival.ttl).to_ne_bytes());
+    }
+    if wants & want::TOS != 0 {
+        control.put(libc::IPPROTO_IP, libc::IP_TOS, &[arrival.tos]);
+    }
+}
+
+fn put_v6(control: &mut Control<'_>, wants: u32, arrival: &Arrival) {
+    if wants & want::HOPLIMIT != 0 {
+        control.put(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &i32::from(arrival.ttl).to_ne_bytes());
+    }
+    if wants & want::TCLASS != 0 {
+        control.put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &i32::from(arrival.tos).to_ne_bytes());
+    }
+}
+
+/// Fills a `msghdr` for a datagram: name, control, flags. The payload has been copied: `copied` bytes of it.
+///
+/// # Safety
+/// `header` is the program's own, valid for reading and writing, and so is what it points to.
+pub(crate) unsafe fn write_header(
+    socket: &Socket,
+    fd: c_int,
+    arrival: &Arrival,
+    header: *mut libc::msghdr,
+    copied: usize,
+) -> Result<(), Errno> {
+    // SAFETY: by the function's contract.
+    let header = unsafe { &mut *header };
+    let v6 = socket.v6.load(Relaxed);
+    if header.msg_name.is_null() {
+        header.msg_namelen = 0;
+    } else {
+        write_name(v6, arrival, header.msg_name.cast(), &raw mut header.msg_namelen)?;
+    }
+    header.msg_flags = if copied < arrival.payload_len as usize { libc::MSG_TRUNC } else { 0 };
+    let wants = socket.wants.load(Relaxed);
+    if wants == 0 || header.msg_control.is_null() {
+        header.msg_flags |= if wants != 0 && wants != want::OVERFLOW { libc::MSG_CTRUNC } else { 0 };
+        header.msg_controllen = 0;
+        return Ok(());
+    }
+    // SAFETY: the program says that msg_control has msg_controllen bytes.
+    let room = unsafe {
+        core::slice::from_raw_parts_mut(header.msg_control.cast::<u8>(), header.msg_controllen as usize)
+    };
+    let mut control = Control::new(room);
+    put_wanted(&mut control, wants, arrival, || {
+        sys::interface_address(fd, arrival.ifindex).unwrap_or([0; 4])
+    });
+    header.msg_flags |= if control.truncated { libc::MSG_CTRUNC } else { 0 };
+    header.msg_controllen = control.used() as _;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_messages_lie_as_the_kernel_lays_them_out() {
+        let mut room = [0xff; 64];
+        let mut control = Control::new(&mut room);
+        control.put(libc::IPPROTO_IP, libc::IP_TTL, &64i32.to_ne_bytes());
+        control.put(libc::IPPROTO_IP, libc::IP_TOS, &[0x2e]);
+        assert_eq!((control.used(), control.truncated), (48, false));
+        assert_eq!(room[..8], 20usize.to_ne_bytes());
+        assert_eq!(room[24..32], 17usize.to_ne_bytes());
+        assert_eq!(room[40], 0x2e);
+    }
+
+    #[test]
+    fn control_that_does_not_fit_is_cut_and_marked() {
+        let mut room = [0; 18];
+        let mut control = Control::new(&mut room);
+        control.put(libc::IPPROTO_IP, libc::IP_TTL, &64i32.to_ne_bytes());
+        assert_eq!((control.used(), control.truncated), (18, true));
+        let mut control = Control::new(&mut []);
+        control.put(libc::IPPROTO_IP, libc::IP_TTL, &[0; 4]);
+        assert_eq!((control.used(), control.truncated), (0, true));
+    }
+
+    #[test]
+    fn names_are_mapped_for_dual_stack_and_scoped_for_link_local() {
+        let v4 = SocketAddrRaw { ip: Ip::V4([10, 0, 0, 1]), port: 53 };
+        let (bytes, len) = sockaddr_bytes(false, &v4, 7);
+        assert_eq!((len, &bytes[2..8]), (16, &[0, 53, 10, 0, 0, 1][..]));
+        let (bytes, len) = sockaddr_bytes(true, &v4, 7);
+        assert_eq!((len, &bytes[18..24]), (28, &[0xff, 0xff, 10, 0, 0, 1][..]));
+        let mut local = [0; 16];
+        (local[0], local[1]) = (0xfe, 0x80);
+        let (bytes, _) = sockaddr_bytes(true, &SocketAddrRaw { ip: Ip::V6(local), port: 1 }, 7);
+        assert_eq!(bytes[24..28], 7u32.to_ne_bytes());
+    }
+}
