@@ -307,7 +307,7 @@ impl Asker {
         let here = links.iter().find(|other| other.index == peer && !link.lower_elsewhere);
         here.map_or(VethPeer::Elsewhere, |peer| VethPeer::Here {
             name: peer.name.clone(),
-            queues: self.channels(&peer.name).ok().flatten().map(|channels| channels.current),
+            queues: self.channels(&peer.name).ok().flatten().map(|channels| channels.transmit),
         })
     }
 

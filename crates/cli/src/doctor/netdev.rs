@@ -38,6 +38,7 @@ const ETHTOOL_TCP_DATA_SPLIT_ENABLED: u64 = 2;
 const ETHTOOL_A_CHANNELS_RX_MAX: u16 = 2;
 const ETHTOOL_A_CHANNELS_COMBINED_MAX: u16 = 5;
 const ETHTOOL_A_CHANNELS_RX_COUNT: u16 = 6;
+const ETHTOOL_A_CHANNELS_TX_COUNT: u16 = 7;
 const ETHTOOL_A_CHANNELS_COMBINED_COUNT: u16 = 9;
 const ETHTOOL_A_FEATURES_HW: u16 = 2;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
@@ -79,11 +80,15 @@ impl XdpSupport {
     }
 }
 
-/// Receive queues, `ethtool -l`.
+/// Queues, `ethtool -l`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Channels {
+    /// Receive queues.
     pub(super) current: u64,
+    /// Receive queues there could be.
     pub(super) max: u64,
+    /// Transmit queues.
+    pub(super) transmit: u64,
     /// The name `ethtool -L` takes: combined or rx.
     pub(super) combined: bool,
 }
@@ -177,7 +182,9 @@ pub(super) fn channels(body: &[u8]) -> Option<Channels> {
     };
     let combined = pair(ETHTOOL_A_CHANNELS_COMBINED_COUNT, ETHTOOL_A_CHANNELS_COMBINED_MAX);
     let receive = pair(ETHTOOL_A_CHANNELS_RX_COUNT, ETHTOOL_A_CHANNELS_RX_MAX);
-    let make = |combined| move |(current, max)| Channels { current, max, combined };
+    let count = |kind| number(bytes, kind).unwrap_or(0);
+    let transmit = count(ETHTOOL_A_CHANNELS_TX_COUNT) + count(ETHTOOL_A_CHANNELS_COMBINED_COUNT);
+    let make = |combined| move |(current, max)| Channels { current, max, transmit, combined };
     // A driver may offer both: the form in use counts.
     let used = combined.filter(|(current, _)| *current > 0).map(make(true));
     used.or(receive.filter(|(current, _)| *current > 0).map(make(false)))
@@ -259,11 +266,12 @@ mod tests {
             (2, &8u32.to_ne_bytes()),
             (5, &16u32.to_ne_bytes()),
             (6, &3u32.to_ne_bytes()),
+            (7, &2u32.to_ne_bytes()),
             (9, &0u32.to_ne_bytes()),
         ]);
-        assert_eq!(channels(&both), Some(Channels { current: 3, max: 8, combined: false }));
+        assert_eq!(channels(&both), Some(Channels { current: 3, max: 8, transmit: 2, combined: false }));
         let combined = reply(&[(5, &16u32.to_ne_bytes()), (9, &4u32.to_ne_bytes())]);
-        assert_eq!(channels(&combined), Some(Channels { current: 4, max: 16, combined: true }));
+        assert_eq!(channels(&combined), Some(Channels { current: 4, max: 16, transmit: 4, combined: true }));
         assert_eq!(channels(&reply(&[])), None);
     }
 

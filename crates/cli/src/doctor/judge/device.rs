@@ -123,7 +123,7 @@ fn queues(device: &Device, cores: usize) -> Finding {
 
 fn queues_against_cores(device: &Device, channels: Channels, cores: u64) -> Finding {
     const TOPIC: &str = "queues";
-    let Channels { current, max, combined } = channels;
+    let Channels { current, max, combined, .. } = channels;
     let found = format!(
         "{} (most {max}), {}",
         plural(current as usize, "receive queue"),
@@ -281,22 +281,23 @@ fn keep_tags(device: &Device) -> String {
     }
 }
 
+/// veth_set_xdp_features withholds native XDP while the peer sends on more queues than receive here.
 fn veth(device: &Device) -> Option<Finding> {
     const TOPIC: &str = "veth";
     const MEANS: &str = "Native XDP on a veth switches the peer's TSO off and copies each skb before XDP runs: good for \
                          tests, no measure of a NIC.";
-    let receive = device.channels.as_ref().ok().copied().flatten().map(|channels| channels.current);
+    let channels = device.channels.as_ref().ok().copied().flatten();
+    let receive = channels.map(|channels| channels.current);
     match &device.veth_peer {
         VethPeer::None => None,
         VethPeer::Here { name, queues: Some(queues) } if receive.is_some_and(|receive| receive < *queues) => {
-            Some(
-                Finding::warn(
-                    TOPIC,
-                    format!("peer {name} has {}", plural(*queues as usize, "transmit queue")),
-                    "Native XDP needs as many receive queues here (ENOSPC otherwise); generic XDP is used.",
-                )
-                .mend(format!("ethtool -L {} rx {queues}", device.name)),
-            )
+            let found = format!("peer {name} has {}", plural(*queues as usize, "transmit queue"));
+            let means =
+                "Native XDP needs as many receive queues here (ENOSPC otherwise); generic XDP is used.";
+            Some(Finding::warn(TOPIC, found, means).mend(match channels {
+                Some(Channels { max, .. }) if max < *queues => format!("ethtool -L {name} tx {max}"),
+                _ => format!("ethtool -L {} rx {queues}", device.name),
+            }))
         }
         VethPeer::Here { name, .. } => Some(Finding::note(TOPIC, format!("peer {name}"), MEANS)),
         VethPeer::Elsewhere => Some(Finding::note(TOPIC, "peer in another namespace", MEANS)),
@@ -333,7 +334,7 @@ fn rps(device: &Device, cores: usize) -> Finding {
 /// The first `cores` CPUs as sysfs reads a mask: hexadecimal words of 32, commas between.
 fn mask(cores: usize) -> String {
     let words = vec!["ffffffff"; cores / 32];
-    let first = (cores % 32 > 0).then(|| format!("{:x}", (1u64 << (cores % 32)) - 1));
+    let first = (!cores.is_multiple_of(32)).then(|| format!("{:x}", (1u64 << (cores % 32)) - 1));
     first.as_deref().into_iter().chain(words).collect::<Vec<_>>().join(",")
 }
 

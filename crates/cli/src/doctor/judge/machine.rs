@@ -20,6 +20,7 @@ const UMEM_BYTES: u64 = 16_384 * 2_048;
 const SMALL_RMEM_BYTES: u64 = 212_992;
 const AMPLE_RMEM_BYTES: u64 = 8 << 20;
 const DEFAULT_NETDEV_BUDGET: u64 = 300;
+const CHAINS_SHOWN: usize = 4;
 
 pub(super) fn judge(machine: &Machine) -> Vec<Finding> {
     let mut findings = vec![kernel(&machine.kernel), btf(machine.btf)];
@@ -197,7 +198,7 @@ fn bypassed(topic: &'static str, chains: &[Chain]) -> Finding {
             "What Linux would admit, Hoist lifts.",
         );
     }
-    let found = chains.iter().map(described).collect::<Vec<_>>().join("; ");
+    let found = listed(chains);
     if chains.iter().all(|chain| chain.nat) {
         let means = "Lifted datagrams bypass these: no address is translated for ports that Hoist lifts.";
         return Finding::note(topic, found, means);
@@ -205,6 +206,14 @@ fn bypassed(topic: &'static str, chains: &[Chain]) -> Finding {
     let means = "Lifted datagrams bypass these rules. With --admit flow, a flow is lifted only after the stack has \
                  delivered a datagram of it.";
     Finding::warn(topic, found, means).mend("hoist run --admit flow -- CMD")
+}
+
+/// A cluster node may have dozens: the first few make the point.
+fn listed(chains: &[Chain]) -> String {
+    let mut shown: Vec<String> = chains.iter().take(CHAINS_SHOWN).map(described).collect();
+    let more = chains.len().saturating_sub(CHAINS_SHOWN);
+    shown.extend((more > 0).then(|| format!("{more} more")));
+    shown.join("; ")
 }
 
 fn described(chain: &Chain) -> String {

@@ -160,6 +160,13 @@ fn rules_that_would_be_bypassed_are_warned_of_and_named() {
 }
 
 #[test]
+fn of_many_chains_the_first_few_are_named_and_the_rest_counted() {
+    let finding = firewalled(Ok(vec![input_chain(); 11]), Ok(Vec::new()));
+    assert_eq!(finding.found.matches("inet filter input").count(), 4);
+    assert!(finding.found.ends_with("; 7 more"), "{}", finding.found);
+}
+
+#[test]
 fn empty_chains_are_no_firewall() {
     let empty = Chain { rules: 0, drops_by_default: false, ..input_chain() };
     assert_eq!(firewalled(Ok(vec![empty]), Ok(Vec::new())).severity, Severity::Ok);
@@ -287,7 +294,10 @@ fn queues_owned_by_another_socket_are_bad() {
 #[test]
 fn queues_are_weighed_against_cores() {
     let with = |current, max, combined| {
-        of_device("queues", Device { channels: Ok(Some(Channels { current, max, combined })), ..nic() })
+        of_device(
+            "queues",
+            Device { channels: Ok(Some(Channels { current, max, transmit: current, combined })), ..nic() },
+        )
     };
     assert_eq!(with(8, 64, true).severity, Severity::Ok);
     let few = with(2, 64, true);
@@ -382,6 +392,12 @@ fn a_veth_with_fewer_queues_than_its_peer_sends_on_is_warned_of() {
     assert_eq!(with(Some(2)), Severity::Warn);
     assert_eq!(with(Some(1)), Severity::Note);
     assert_eq!(with(None), Severity::Note);
+    let mend = |max| {
+        let channels = Channels { current: 1, max, transmit: 1, combined: false };
+        of_device("veth", Device { channels: Ok(Some(channels)), ..veth() }).mend
+    };
+    assert_eq!(mend(4), ["ethtool -L va rx 2"]);
+    assert_eq!(mend(1), ["ethtool -L vb tx 1"], "there are no more receive queues to be had");
     assert!(!has_topic("veth", &judge(&server())));
 }
 
