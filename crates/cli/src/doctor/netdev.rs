@@ -43,9 +43,11 @@ const ETHTOOL_A_CHANNELS_COMBINED_COUNT: u16 = 9;
 const ETHTOOL_A_FEATURES_HW: u16 = 2;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
 const ETHTOOL_A_FEATURES_NOCHANGE: u16 = 5;
+const ETHTOOL_A_BITSET_NOMASK: u16 = 1;
 const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
+const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
 
 /// enum netdev_xdp_act, and how many buffers a zero-copy packet may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -212,11 +214,15 @@ pub(super) fn features(body: &[u8]) -> Features {
     Features { active: names(ETHTOOL_A_FEATURES_ACTIVE), changeable }
 }
 
-/// The bits listed in a verbose bitset without mask: those that are set.
+/// The bits that are set in a verbose bitset: a plain list names only these, one with a mask names all and marks them.
 fn bit_names(bitset: &[u8]) -> BTreeSet<String> {
+    let list = attribute(bitset, ETHTOOL_A_BITSET_NOMASK).is_some();
     let bits = attribute(bitset, ETHTOOL_A_BITSET_BITS).unwrap_or_default();
     attributes(bits)
-        .filter(|(kind, _)| *kind == ETHTOOL_A_BITSET_BITS_BIT)
+        .filter(|(kind, bit)| {
+            *kind == ETHTOOL_A_BITSET_BITS_BIT
+                && (list || attribute(bit, ETHTOOL_A_BITSET_BIT_VALUE).is_some())
+        })
         .filter_map(|(_, bit)| text(bit, ETHTOOL_A_BITSET_BIT_NAME))
         .collect()
 }
@@ -276,20 +282,21 @@ mod tests {
     }
 
     #[test]
-    fn feature_names_come_out_of_the_bitset() {
-        let bit = |name: &[u8]| nested(&[(1, &3u32.to_ne_bytes()), (2, name), (3, &[])]);
-        let set = |names: &[&[u8]]| {
-            let bits: Vec<Vec<u8>> = names.iter().map(|name| bit(name)).collect();
-            let bits: Vec<(u16, &[u8])> = bits.iter().map(|bit| (1, bit.as_slice())).collect();
-            nested(&[(1, &[]), (2, &64u32.to_ne_bytes()), (3, &nested(&bits))])
+    fn set_bits_are_read_from_lists_and_from_masks() {
+        let named = |name: &[u8]| nested(&[(1, &3u32.to_ne_bytes()), (2, name)]);
+        let marked = |name: &[u8]| nested(&[(1, &3u32.to_ne_bytes()), (2, name), (3, &[])]);
+        let bits = |bits: &[Vec<u8>]| nested(&bits.iter().map(|bit| (1, bit.as_slice())).collect::<Vec<_>>());
+        let list = |names: &[&[u8]]| {
+            nested(&[(1, &[]), (3, &bits(&names.iter().map(|name| named(name)).collect::<Vec<_>>()))])
         };
-        let switchable = set(&[b"rx-gro\0", b"rx-fcs\0"]);
+        let switchable =
+            nested(&[(3, &bits(&[marked(b"rx-gro\0"), named(b"rx-gro-hw\0"), marked(b"rx-fcs\0")]))]);
         let found = features(&reply(&[
             (2, &switchable),
-            (4, &set(&[b"rx-lro\0", b"rx-gro\0"])),
-            (5, &set(&[b"rx-fcs\0"])),
+            (4, &list(&[b"rx-gro-hw\0", b"rx-gro\0"])),
+            (5, &list(&[b"rx-fcs\0"])),
         ]));
-        assert_eq!(found.active.into_iter().collect::<Vec<_>>(), ["rx-gro", "rx-lro"]);
+        assert_eq!(found.active.into_iter().collect::<Vec<_>>(), ["rx-gro", "rx-gro-hw"]);
         assert_eq!(found.changeable.into_iter().collect::<Vec<_>>(), ["rx-gro"]);
     }
 
