@@ -1,1 +1,6 @@
-fn main() {}
+//! Compiles the BPF programs.
+
+fn main() {
+    hoist_bpf_build::compile("steer");
+    hoist_bpf_build::compile("ride_in");
+}

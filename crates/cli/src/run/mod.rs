@@ -1,12 +1,191 @@
-//! `hoist run`.
+//! `hoist run`: the broker of its own child.
 
-use anyhow::{Result, bail};
-use std::process::ExitCode;
+mod supervise;
+mod warn;
 
-/// Placeholder.
+use crate::status::render;
+use anyhow::{Context, Result, bail};
+use hoist_broker::{Broker, Config, Mode, Ports, elf, launch, status::Status};
+use std::{
+    ffi::OsString,
+    fs,
+    io::{self, Write},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// Run a program with its UDP datagrams lifted from the network device
+///
+/// The program needs no change and no privilege; hoist does: run it as root and give the program to --user.
+/// The exit status is the program's (128 + signal if one ended it), 127 if there is no such program, 126 if it
+/// cannot be executed. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR2 and SIGWINCH are passed on to the program;
+/// SIGUSR1 prints the status of the run to stderr and is not passed on.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Device to lift from; may be repeated [default: every device that can and is up]
+    #[arg(long = "dev", value_name = "DEV")]
+    devices: Vec<String>,
+    /// UDP ports to lift: all, off, or a list such as 53,5000-5100
+    #[arg(long, default_value = "all", value_name = "all|PORT,..|off", value_parser = ports)]
+    udp: Ports,
+    /// What is lifted: whatever comes for a port, or only flows of which the kernel has delivered a datagram, so that
+    /// netfilter and rp_filter have had their say
+    #[arg(long, default_value = "port", value_name = "port|flow")]
+    admit: Admit,
+    /// How packets come into memory: by the device itself, by a copy in the kernel, or as the driver can
+    #[arg(long, default_value = "auto", value_name = "auto|zero-copy|copy")]
+    mode: ModeArg,
+    /// Microseconds a reader looks for packets before it sleeps
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    spin_us: u32,
+    /// Fail instead of leaving a socket to the kernel
+    #[arg(long)]
+    require: bool,
+    /// Run the program as this user, without any privilege
+    #[arg(long, value_name = "NAME|UID")]
+    user: Option<String>,
+    /// Print to stderr at exit what was lifted, what was not, and why
+    #[arg(long)]
+    stats: bool,
+    /// Write the same as JSON to a file at exit
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
 
-pub(crate) fn main(_args: Args) -> Result<ExitCode> {
-    bail!("run: not built yet")
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Admit {
+    Port,
+    Flow,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ModeArg {
+    Auto,
+    ZeroCopy,
+    Copy,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Auto => Self::Auto,
+            ModeArg::ZeroCopy => Self::ZeroCopy,
+            ModeArg::Copy => Self::Copy,
+        }
+    }
+}
+
+pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    let name = &args.command[0];
+    let program = match elf::find(name, std::env::var_os("PATH").as_deref()) {
+        Ok(program) => program,
+        Err(error) => return Ok(cannot_start(Path::new(name), &error)),
+    };
+    let user = args.user.as_deref().map(launch::user).transpose()?;
+    let shim = shim_for(&program, args.require)?;
+    let mask = supervise::block_signals()?;
+    let (mut broker, inherited) = Broker::start(config(&args)).context("the run could not be set up")?;
+    if args.require {
+        broker.require().context("--require: nothing can be lifted")?;
+    }
+    if shim.is_some() && args.udp != Ports::Off {
+        warn::about_bypasses(matches!(args.admit, Admit::Flow)).iter().for_each(|text| say(text));
+    }
+    let start = launch::Launch { program, arguments: args.command.clone(), shim, user, mask };
+    let launched = start.spawn(inherited)?;
+    let code = supervise::supervise(&mut broker, launched, args.require)?;
+    broker.finish();
+    supervise::print_messages(&mut broker);
+    report(&args, &broker.status())?;
+    Ok(code)
+}
+
+fn config(args: &Args) -> Config {
+    Config {
+        devices: args.devices.clone(),
+        udp: args.udp.clone(),
+        admit_flow: matches!(args.admit, Admit::Flow),
+        mode: args.mode.into(),
+        spin_us: args.spin_us,
+        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+    }
+}
+
+/// The shim to preload; None with a warning if it cannot get into the program.
+fn shim_for(program: &Path, require: bool) -> Result<Option<PathBuf>> {
+    let why = elf::examine(program).with_context(|| format!("read {}", program.display()))?;
+    match why {
+        None => Ok(Some(launch::find_shim()?)),
+        Some(why) if require => bail!("--require: nothing of {} can be lifted: {why}", program.display()),
+        Some(why) => {
+            say(&format!("nothing of {} is lifted: {why}", program.display()));
+            Ok(None)
+        }
+    }
+}
+
+/// As env(1) does.
+fn cannot_start(program: &Path, error: &io::Error) -> ExitCode {
+    let (code, why) = match error.kind() {
+        io::ErrorKind::NotFound => (127, "no such program".to_owned()),
+        io::ErrorKind::PermissionDenied => (126, "not executable".to_owned()),
+        _ => (126, error.to_string()),
+    };
+    say(&format!("{}: {why}", program.display()));
+    ExitCode::from(code)
+}
+
+fn report(args: &Args, status: &Status) -> Result<()> {
+    if args.stats {
+        let text = render::text(status);
+        io::stderr().write_all(text.as_bytes()).context("print the statistics")?;
+    }
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(status)? + "\n";
+        fs::write(path, json).with_context(|| format!("--json: write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// One line to stderr.
+fn say(text: &str) {
+    // Nobody may be listening: that ends no run.
+    let _ = writeln!(io::stderr(), "hoist: {text}");
+}
+
+fn ports(text: &str) -> Result<Ports, String> {
+    match text {
+        "all" => Ok(Ports::All),
+        "off" => Ok(Ports::Off),
+        list => list.split(',').map(port_range).collect::<Result<_, _>>().map(Ports::Some),
+    }
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let port = |text: &str| match text.trim().parse::<u16>() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(format!("{text:?} is no port (1 to 65535)")),
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first <= last { Ok(first..=last) } else { Err(format!("{text}: a range runs upwards")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_all_off_or_a_list_of_ranges() {
+        assert_eq!(ports("all"), Ok(Ports::All));
+        assert_eq!(ports("off"), Ok(Ports::Off));
+        assert_eq!(ports("53,5000-5100"), Ok(Ports::Some(vec![53..=53, 5000..=5100])));
+        for bad in ["", "0", "65536", "9-3", "a", "1,,2", "1-"] {
+            assert!(ports(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
+/*
+ * steer: lifts UDP datagrams that a program of the run owns to its AF_XDP rings and passes all else.
+ *
+ * Anything not fully understood passes. Unlifted traffic pays for the headers and one array look-up.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "hoist.h"
+
+#define MAP(name, kind, k, v, n, flags)     \
+	struct {                            \
+		__uint(type, kind);         \
+		__uint(max_entries, n);     \
+		__uint(map_flags, flags);   \
+		__type(key, k);             \
+		__type(value, v);           \
+	} name SEC(".maps")
+
+MAP(xsks, BPF_MAP_TYPE_XSKMAP, __u32, __u32, 1, 0);
+MAP(device, BPF_MAP_TYPE_ARRAY, __u32, struct steer_device, 1, 0);
+MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct steer_counter, STEER_VERDICTS, 0);
+MAP(lift_ports, BPF_MAP_TYPE_ARRAY, __u32, __u32, 65536, 0);
+MAP(lift4, BPF_MAP_TYPE_HASH, struct lift4_key, struct lift_rule, 262144, BPF_F_NO_PREALLOC);
+MAP(lift6, BPF_MAP_TYPE_HASH, struct lift6_key, struct lift_rule, 262144, BPF_F_NO_PREALLOC);
+MAP(admitted, BPF_MAP_TYPE_LRU_HASH, struct flow_key, __u8, 65536, 0);
+
+/* Set in generic mode, where a frame that rides up the stack meets this program once more. */
+const volatile __u32 generic_xdp = 0;
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 proto;
+};
+
+static __always_inline int count(__u32 verdict, __u64 bytes)
+{
+	struct steer_counter *c = bpf_map_lookup_elem(&counters, &verdict);
+
+	if (c) {
+		c->packets++;
+		if (bytes)
+			c->bytes += bytes;
+	}
+	return XDP_PASS;
+}
+
+static __always_inline int wanted(__be16 dest)
+{
+	__u32 port = bpf_ntohs(dest);
+	__u32 *lifted = bpf_map_lookup_elem(&lift_ports, &port);
+
+	return lifted && *lifted;
+}
+
+/* The two checks that need the device, made only for ports that are lifted. */
+static __always_inline int frame_verdict(struct ethhdr *eth, __u64 len)
+{
+	const __u16 *to = (void *)eth->h_dest;
+	__u32 zero = 0;
+	struct steer_device *d = bpf_map_lookup_elem(&device, &zero);
+
+	if (!d)
+		return STEER_NO_RING;
+	if (!(eth->h_dest[0] & 1) && (to[0] != d->mac[0] || to[1] != d->mac[1] || to[2] != d->mac[2]))
+		return STEER_OTHER_MAC;
+	return len > d->max_frame ? STEER_TOO_LONG : STEER_LIFT;
+}
+
+static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct lift4_key *key,
+					struct flow_key *flow)
+{
+	struct udphdr *udp = (void *)(ip + 1);
+	__u32 source, total;
+
+	if ((void *)(udp + 1) > end)
+		return (void *)(ip + 1) <= end && ip->protocol != IPPROTO_UDP ? STEER_NOT_UDP : STEER_TRUNCATED;
+	if (ip->protocol != IPPROTO_UDP)
+		return STEER_NOT_UDP;
+	if (*(__u8 *)ip != 0x45)
+		return STEER_IP_OPTIONS;
+	if (ip->frag_off & bpf_htons(0x3fff))
+		return STEER_FRAGMENT;
+	if (!wanted(udp->dest))
+		return STEER_PORT;
+	total = bpf_ntohs(ip->tot_len);
+	if (total > end - (void *)ip || total < sizeof(*ip) + sizeof(*udp) ||
+	    bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > total - sizeof(*ip))
+		return STEER_TRUNCATED;
+	source = bpf_ntohl(ip->saddr) >> 24;
+	if (source == 0 || source == 127 || source >= 224)
+		return STEER_SOURCE;
+	key->address = ip->daddr;
+	key->port = udp->dest;
+	flow->source[10] = flow->source[11] = flow->destination[10] = flow->destination[11] = 0xff;
+	__builtin_memcpy(&flow->source[12], &ip->saddr, 4);
+	__builtin_memcpy(&flow->destination[12], &ip->daddr, 4);
+	flow->source_port = udp->source;
+	flow->destination_port = udp->dest;
+	return STEER_LIFT;
+}
+
+static __always_inline int is_extension(__u8 next)
+{
+	return next == 0 || next == 43 || next == 44 || next == 50 || next == 51 || next == 60 || next == 135;
+}
+
+static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct lift6_key *key,
+					struct flow_key *flow)
+{
+	struct udphdr *udp = (void *)(ip + 1);
+	__u32 len;
+
+	if ((void *)(ip + 1) > end)
+		return STEER_TRUNCATED;
+	if (ip->nexthdr != IPPROTO_UDP)
+		return is_extension(ip->nexthdr) ? STEER_IPV6_EXTENSION : STEER_NOT_UDP;
+	if ((void *)(udp + 1) > end || (*(__u8 *)ip & 0xf0) != 0x60)
+		return STEER_TRUNCATED;
+	if (!wanted(udp->dest))
+		return STEER_PORT;
+	len = bpf_ntohs(ip->payload_len);
+	if (len > end - (void *)udp || bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > len)
+		return STEER_TRUNCATED;
+	__builtin_memcpy(flow->source, &ip->saddr, 16);
+	if (flow->source[0] == 0xff || (!ip->saddr.s6_addr32[0] && !ip->saddr.s6_addr32[1] &&
+					!ip->saddr.s6_addr32[2] && ip->saddr.s6_addr32[3] <= bpf_htonl(1)))
+		return STEER_SOURCE;
+	__builtin_memcpy(key->address, &ip->daddr, 16);
+	key->port = udp->dest;
+	__builtin_memcpy(flow->destination, &ip->daddr, 16);
+	flow->source_port = udp->source;
+	flow->destination_port = udp->dest;
+	return STEER_LIFT;
+}
+
+/* Writes the arrival time in front of the packet; without room for it the packet goes unstamped. */
+static __always_inline void stamp(struct xdp_md *ctx)
+{
+	struct hoist_meta *meta;
+
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*meta)))
+		return;
+	meta = (void *)(long)ctx->data_meta;
+	if ((void *)(meta + 1) > (void *)(long)ctx->data)
+		return;
+	meta->magic = HOIST_META_MAGIC;
+	meta->time_ns = bpf_ktime_get_ns();
+}
+
+SEC("xdp")
+int steer(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct lift4_key key4 = {};
+	struct lift6_key key6 = {};
+	struct flow_key flow = {};
+	struct ethhdr *eth = data;
+	struct lift_rule *rule;
+	void *ip = eth + 1;
+	__u64 len = end - data;
+	__u16 vlan = 0;
+	__u32 queue;
+	__be16 proto;
+	int verdict;
+
+	if (ip > end)
+		return count(STEER_TRUNCATED, 0);
+	/* ride_in marks its frames in the group bit of the source, which no station's address has. */
+	if (generic_xdp && (eth->h_source[0] & 1)) {
+		eth->h_source[0] &= ~1;
+		return count(STEER_RODE, 0);
+	}
+	proto = eth->h_proto;
+	if (proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD)) {
+		struct vlan_tag *tag = ip;
+
+		if ((void *)(tag + 1) > end)
+			return count(STEER_TRUNCATED, 0);
+		vlan = bpf_ntohs(tag->tci) & 0xfff;
+		/* Devices are told apart by id alone, so only 802.1Q counts as one. */
+		if (proto != bpf_htons(ETH_P_8021Q))
+			return count(STEER_VLAN, 0);
+		proto = tag->proto;
+		ip = tag + 1;
+	}
+	if (proto == bpf_htons(ETH_P_IP))
+		verdict = ipv4_verdict(ip, end, &key4, &flow);
+	else if (proto == bpf_htons(ETH_P_IPV6))
+		verdict = ipv6_verdict(ip, end, &key6, &flow);
+	else
+		verdict = proto == bpf_htons(ETH_P_8021Q) ? STEER_VLAN : STEER_NOT_IP;
+	if (verdict == STEER_LIFT)
+		verdict = frame_verdict(eth, len);
+	if (verdict != STEER_LIFT)
+		return count(verdict, 0);
+
+	key4.vlan = key6.vlan = vlan;
+	rule = proto == bpf_htons(ETH_P_IP) ? bpf_map_lookup_elem(&lift4, &key4) :
+					      bpf_map_lookup_elem(&lift6, &key6);
+	if (!rule)
+		return count(vlan ? STEER_VLAN : STEER_ADDRESS, 0);
+	if ((rule->flags & LIFT_ADMIT_FLOW) && !bpf_map_lookup_elem(&admitted, &flow))
+		return count(STEER_UNADMITTED, 0);
+	queue = ctx->rx_queue_index;
+	if (!bpf_map_lookup_elem(&xsks, &queue))
+		return count(STEER_NO_RING, 0);
+	if (rule->flags & LIFT_TIMESTAMP)
+		stamp(ctx);
+	count(STEER_LIFT, len);
+	return bpf_redirect_map(&xsks, queue, XDP_PASS);
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,179 @@
+//! Rust mirror of `bpf/hoist.h`.
+
+use crate::rules::Key;
+use std::{
+    mem::offset_of,
+    net::{IpAddr, SocketAddr},
+};
+
+/// `lift_rule.flags`: stamp the packet.
+pub(crate) const LIFT_TIMESTAMP: u32 = 1;
+/// `lift_rule.flags`: only flows in `admitted`.
+pub(crate) const LIFT_ADMIT_FLOW: u32 = 2;
+
+/// `struct steer_counter`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, of lifted packets only.
+    pub bytes: u64,
+}
+
+/// `struct lift4_key`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Lift4Key {
+    address: [u8; 4],
+    port: [u8; 2],
+    vlan: u16,
+}
+
+/// `struct lift6_key`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Lift6Key {
+    address: [u8; 16],
+    port: [u8; 2],
+    vlan: u16,
+}
+
+/// `struct flow_key`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct FlowKey {
+    source: [u8; 16],
+    destination: [u8; 16],
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+}
+
+/// `struct steer_device`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SteerDevice {
+    pub(crate) mac: [u8; 6],
+    pub(crate) zero: u16,
+    pub(crate) max_frame: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Counter>() == 16 && offset_of!(Counter, bytes) == 8);
+    assert!(size_of::<Lift4Key>() == 8 && offset_of!(Lift4Key, port) == 4 && offset_of!(Lift4Key, vlan) == 6);
+    assert!(size_of::<Lift6Key>() == 20 && offset_of!(Lift6Key, port) == 16 && offset_of!(Lift6Key, vlan) == 18);
+    assert!(size_of::<FlowKey>() == 36 && offset_of!(FlowKey, source_port) == 32);
+    assert!(size_of::<SteerDevice>() == 12 && offset_of!(SteerDevice, max_frame) == 8);
+};
+
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for Counter {}
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for Lift4Key {}
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for Lift6Key {}
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for FlowKey {}
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for SteerDevice {}
+
+pub(crate) enum LiftKey {
+    V4(Lift4Key),
+    V6(Lift6Key),
+}
+
+impl From<Key> for LiftKey {
+    fn from(Key { address, port, vlan }: Key) -> Self {
+        let port = port.to_be_bytes();
+        match address {
+            IpAddr::V4(ip) => Self::V4(Lift4Key { address: ip.octets(), port, vlan }),
+            IpAddr::V6(ip) => Self::V6(Lift6Key { address: ip.octets(), port, vlan }),
+        }
+    }
+}
+
+impl FlowKey {
+    pub(crate) fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source: mapped(source.ip()),
+            destination: mapped(destination.ip()),
+            source_port: source.port().to_be_bytes(),
+            destination_port: destination.port().to_be_bytes(),
+        }
+    }
+}
+
+fn mapped(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+macro_rules! verdicts {
+    ($($(#[doc = $doc:literal])+ $name:ident $word:literal;)+) => {
+        /// `enum steer_verdict`: what became of a packet.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u32)]
+        pub enum Verdict { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Verdict {
+            /// Every verdict, in the order of hoist.h.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// Its name in status and JSON.
+            pub fn word(self) -> &'static str { match self { $(Self::$name => $word,)+ } }
+        }
+    };
+}
+
+verdicts! {
+    /// Redirected to a ring.
+    Lift "lift";
+    /// Neither IPv4 nor IPv6.
+    NotIp "not-ip";
+    /// IP, but not UDP.
+    NotUdp "not-udp";
+    /// A fragment of IPv4.
+    Fragment "fragment";
+    /// IPv4 with options.
+    IpOptions "ip-options";
+    /// IPv6 with extension headers, fragments among them.
+    Ipv6Extension "ipv6-extension";
+    /// Lengths that do not fit each other.
+    Truncated "truncated";
+    /// A port that nobody in the run has.
+    Port "port";
+    /// For another station: the device is promiscuous or bridged.
+    OtherMac "other-mac";
+    /// Longer than a frame of the UMEM.
+    TooLong "too-long";
+    /// From an address that no datagram may come from.
+    Source "source";
+    /// A tag that belongs to no VLAN device with this address, or more than one tag.
+    Vlan "vlan";
+    /// For an address that no socket of the run has.
+    Address "address";
+    /// `--admit flow`, and the stack has not delivered a datagram of this flow yet.
+    Unadmitted "unadmitted";
+    /// Arrived on a queue without a ring.
+    NoRing "no-ring";
+    /// Given back to the stack and seen again (generic XDP only).
+    Rode "rode";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_numbered_as_in_the_header() {
+        let header = include_str!("../../../bpf/hoist.h");
+        let body = header.split("enum steer_verdict {").nth(1).unwrap().split('}').next().unwrap();
+        let names: Vec<_> = body.lines().filter_map(|l| l.trim().strip_prefix("STEER_")).collect();
+        let expected: Vec<_> =
+            Verdict::ALL.iter().map(|v| v.word().replace('-', "_").to_uppercase() + ",").collect();
+        assert_eq!(names[..names.len() - 1], expected[..]);
+        assert_eq!(names.last(), Some(&"VERDICTS,"));
+    }
+}

@@ -1,0 +1,212 @@
+//! The AF_XDP rings while one process has them.
+
+use crate::{
+    account::Frames,
+    device::{self, Device},
+    error::Error,
+    steer::Steer,
+    tap::Tap,
+};
+use hoist_ipc::{RingInfo, page::StatsPage};
+use hoist_packet::udp;
+use hoist_xsk::{ChunkSize, FillRing, Mode, RxRing, Socket, Statistics, Umem};
+use std::{collections::BTreeSet, os::fd::AsFd, sync::atomic::Ordering::Relaxed};
+
+/// Entries of an rx ring.
+pub const RX_SIZE: u32 = 2048;
+/// Entries of a fill ring.
+pub const FILL_SIZE: u32 = 4096;
+/// Frames of a ring, unless many rings have to share.
+pub const FRAMES: u32 = 4096;
+/// Bytes of a frame.
+pub const CHUNK: ChunkSize = ChunkSize::K2;
+/// Longest packet that a frame holds: the kernel keeps XDP_PACKET_HEADROOM in front of it.
+pub const MAX_FRAME: u32 = 2048 - 256;
+
+const COMPLETION_SIZE: u32 = 64; // the kernel wants one; nothing is sent
+const TOTAL_FRAMES: u32 = 65_536;
+const MIN_FRAMES: u32 = 512;
+
+/// Frames of each of `rings` rings.
+fn frames_per_ring(rings: u32) -> u32 {
+    let share = TOTAL_FRAMES / rings.max(1);
+    let power = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
+    power.clamp(MIN_FRAMES, FRAMES)
+}
+
+/// One AF_XDP socket.
+pub(crate) struct Ring {
+    pub(crate) info: RingInfo,
+    pub(crate) socket: Socket,
+    pub(crate) zero_copy: bool,
+    /// Why zero-copy was refused.
+    pub(crate) refused: Option<String>,
+}
+
+/// UMEM and rings of one process.
+pub(crate) struct Lease {
+    /// Channel of the process.
+    pub(crate) owner: u64,
+    pub(crate) umem: Umem,
+    pub(crate) rings: Vec<Ring>,
+    /// Rings that the process knows already.
+    pub(crate) announced: usize,
+    /// Devices it knows already.
+    pub(crate) devices: BTreeSet<u32>,
+    per_ring: u32,
+}
+
+/// What was found in a ring when the lease ended.
+pub(crate) struct Ended {
+    pub(crate) info: RingInfo,
+    pub(crate) frames: Frames,
+    pub(crate) statistics: Statistics,
+    /// Packets that nobody had taken and that were given to the stack.
+    pub(crate) rode: u64,
+}
+
+impl Lease {
+    /// Makes the UMEM for `rings` rings.
+    pub(crate) fn new(owner: u64, rings: u32) -> Result<Self, Error> {
+        let rings = rings.clamp(1, hoist_ipc::page::RINGS as u32);
+        let per_ring = frames_per_ring(rings);
+        let umem = Umem::create(per_ring * rings, CHUNK, false)
+            .map_err(|cause| Error::Xsk { operation: "make the UMEM".into(), cause })?;
+        Ok(Self { owner, umem, rings: Vec::new(), announced: 0, devices: BTreeSet::new(), per_ring })
+    }
+
+    pub(crate) fn has(&self, ifindex: u32) -> bool {
+        self.rings.iter().any(|ring| ring.info.ifindex == ifindex)
+    }
+
+    /// Binds one socket to every queue of `device` and puts it in steer's map. All or none.
+    pub(crate) fn add(&mut self, device: &Device, steer: &mut Steer, mode: Mode, page: &StatsPage) -> Result<(), Error> {
+        let before = self.rings.len();
+        let done = (0..device::rx_queues(device)).try_for_each(|queue| self.add_ring(device, queue, mode, before));
+        let done = done.and_then(|()| {
+            let new = &self.rings[before..];
+            new.iter().try_for_each(|ring| steer.set_ring(ring.info.queue, ring.socket.as_fd()))
+        });
+        if done.is_err() {
+            self.rings.truncate(before);
+            return done;
+        }
+        for ring in &self.rings[before..] {
+            // Right until the shim counts for itself; also if it never does.
+            let free = u64::from(ring.info.frames - ring.info.prefilled);
+            page.rings[ring.info.ring as usize].free.store(free, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn add_ring(&mut self, device: &Device, queue: u32, mode: Mode, first_of_device: usize) -> Result<(), Error> {
+        let ring = self.rings.len() as u32;
+        if (ring + 1) * self.per_ring > self.umem.frames() {
+            return Err(Error::Other(format!("{}: more receive queues than hoist has rings for", device.name)));
+        }
+        let info = RingInfo {
+            ring,
+            ifindex: device.ifindex,
+            queue,
+            rx_size: RX_SIZE,
+            fill_size: FILL_SIZE,
+            first_frame: ring * self.per_ring,
+            frames: self.per_ring,
+            prefilled: self.per_ring / 2,
+        };
+        let first = self.rings.get(first_of_device).map(|ring| &ring.socket);
+        let made = bind(&self.umem, info, mode, first).map_err(|cause| Error::Xsk {
+            operation: format!("make the AF_XDP socket of {} queue {queue}", device.name),
+            cause,
+        })?;
+        self.rings.push(made);
+        Ok(())
+    }
+
+    /// Takes the rings of one device away, for a device that is gone.
+    pub(crate) fn drop_device(&mut self, ifindex: u32) -> Vec<Ring> {
+        let (gone, kept) = self.rings.drain(..).partition(|ring| ring.info.ifindex == ifindex);
+        self.rings = kept;
+        self.announced = self.rings.len().min(self.announced);
+        gone
+    }
+
+    /// Gives packets that nobody took to the stack and counts the frames. Call it when nothing is lifted any more and a grace
+    /// period has passed.
+    pub(crate) fn end<'t>(self, page: &StatsPage, tap: impl Fn(u32) -> Option<(&'t Tap, bool)>) -> Vec<Ended> {
+        let umem = &self.umem;
+        self.rings.iter().filter_map(|ring| ring.end(umem, page, tap(ring.info.ifindex)).ok()).collect()
+    }
+}
+
+fn bind(umem: &Umem, info: RingInfo, mode: Mode, first: Option<&Socket>) -> Result<Ring, hoist_xsk::Error> {
+    let socket = Socket::open()?;
+    if first.is_none() {
+        // Each device registers the memory anew, so that each has the mode its driver can.
+        socket.register_umem(umem, 0)?;
+    }
+    socket.set_umem_rings(info.fill_size, COMPLETION_SIZE)?;
+    socket.set_rings(info.rx_size, 0)?;
+    let mut fill = FillRing::map(socket.as_fd(), info.fill_size)?;
+    for frame in info.first_frame..info.first_frame + info.prefilled {
+        fill.push(umem.addr_of(frame));
+    }
+    fill.submit();
+    let bound = socket.bind(info.ifindex, info.queue, mode, first.map(|socket| socket.as_fd()))?;
+    let refused = bound.refused.map(|error| error.to_string());
+    Ok(Ring { info, socket, zero_copy: bound.zero_copy, refused })
+}
+
+impl Ring {
+    pub(crate) fn frames(&self, page: &StatsPage, fill: &FillRing, rx: &RxRing) -> Frames {
+        let stats = &page.rings[self.info.ring as usize];
+        Frames {
+            total: self.info.frames.into(),
+            fill: fill.pending().into(),
+            rx: rx.pending().into(),
+            queued: stats.queued.load(Relaxed),
+            free: stats.free.load(Relaxed),
+            bad: stats.bad_descriptor.load(Relaxed),
+            zero_copy: self.zero_copy,
+            was_full: self.socket.statistics().is_ok_and(|s| s.rx_ring_full > 0),
+        }
+    }
+
+    fn end(&self, umem: &Umem, page: &StatsPage, tap: Option<(&Tap, bool)>) -> Result<Ended, hoist_xsk::Error> {
+        let mut rx = RxRing::map(self.socket.as_fd(), self.info.rx_size)?;
+        let fill = FillRing::map(self.socket.as_fd(), self.info.fill_size)?;
+        let frames = self.frames(page, &fill, &rx);
+        let rode = tap.map_or(0, |(tap, partial)| ride_leftovers(&mut rx, umem, tap, partial));
+        let statistics = self.socket.statistics()?;
+        Ok(Ended { info: self.info, frames, statistics, rode })
+    }
+}
+
+/// Packets left in the ring go up the stack: sockets that outlive the lease (exec, fork) may still read them.
+fn ride_leftovers(rx: &mut RxRing, umem: &Umem, tap: &Tap, partial: bool) -> u64 {
+    let mut rode = 0;
+    let count = rx.available();
+    for packet in (0..count).filter_map(|i| rx.peek(i)).filter_map(|desc| umem.packet(desc)) {
+        let mut frame = packet.to_vec();
+        if partial && udp::complete_checksum(&mut frame).is_err() {
+            continue;
+        }
+        rode += u64::from(tap.ride(&frame).is_ok());
+    }
+    rx.release(count);
+    rode
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_rings_share_the_memory_and_every_ring_keeps_a_minimum() {
+        assert_eq!(frames_per_ring(1), FRAMES);
+        assert_eq!(frames_per_ring(16), FRAMES);
+        assert_eq!(frames_per_ring(17), FRAMES / 2);
+        assert_eq!(frames_per_ring(256), MIN_FRAMES);
+        assert!((1..=256).all(|rings| frames_per_ring(rings).is_power_of_two()));
+    }
+}

@@ -1,0 +1,414 @@
+//! What a process may ask, and the answers. A request that cannot be understood closes the channel; nothing a process says
+//! harms another.
+
+use crate::{
+    Broker, Error,
+    device::Device,
+    endpoint::Endpoint,
+    error::Context,
+    lease::{CHUNK, Lease},
+    registry::{Channel, Registered},
+    rules::{Membership, expand},
+    server::{Ports, YOUNG, rings_of},
+    sock_diag::Entry,
+    sys,
+};
+use hoist_ipc::{
+    MAX_MESSAGE, Reason, Reply, Request, VERSION,
+    page::{Mapped, StatsPage},
+};
+use hoist_sys::{Errno, MAX_FDS, recv_with_fds, send_with_fds};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+/// Requests served in a row before others have their turn.
+const TURN: usize = 32;
+/// Slot in the answer to a socket that could have none.
+const NO_SLOT: u32 = u32::MAX;
+
+type Fds = [Option<OwnedFd>; MAX_FDS];
+
+impl Broker {
+    /// A message on the inherited socket: a process says Hello.
+    pub(crate) fn accept(&mut self) {
+        for _ in 0..TURN {
+            let mut bytes = [0; MAX_MESSAGE];
+            match recv_with_fds(self.inherited.as_fd(), &mut bytes, libc::MSG_DONTWAIT) {
+                Ok((0, _)) => return self.inherited_closed(),
+                Ok((len, fds)) => self.hello(&bytes[..len], fds),
+                Err(Errno(libc::EMSGSIZE)) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn hello(&mut self, bytes: &[u8], mut fds: Fds) {
+        let Some(socket) = fds[0].take() else {
+            return self.say("a process said Hello without a socket: raise the limit of open files (ulimit -n)?".into());
+        };
+        let welcomed = match Request::decode(bytes) {
+            Ok(Request::Hello { version: VERSION }) => self.welcome(socket),
+            Ok(Request::Hello { version }) => {
+                let _ = reply(socket.as_fd(), &Reply::Refused { errno: libc::EPROTO as u32 }, &[]);
+                Err(Error::Other(format!("the shim speaks version {version}, hoist version {VERSION}")))
+            }
+            Ok(_) => Err(Error::Other("a process did not begin with Hello".into())),
+            Err(error) => Err(Error::Other(format!("a Hello made no sense: {error}"))),
+        };
+        if let Err(error) = welcomed {
+            self.say(format!("a process is not served: {error}"));
+        }
+    }
+
+    fn welcome(&mut self, socket: OwnedFd) -> Result<(), Error> {
+        check_channel(socket.as_fd())?;
+        let (pid, _) = sys::peer(socket.as_fd()).context("ask for the peer (SO_PEERCRED)")?;
+        let pidfd = sys::pidfd(pid).context(format!("watch process {pid} (pidfd_open)"))?;
+        let memfd = sys::sealed_memfd(c"hoist-stats", StatsPage::LEN).context("make the stats page")?;
+        let page = Mapped::new(memfd.as_fd()).context("map the stats page")?;
+        page.stamp();
+        let welcome = Reply::Welcome {
+            version: VERSION,
+            spin_us: self.config.spin_us,
+            young: YOUNG,
+            admit_flow: self.config.admit_flow,
+            udp: self.config.udp != Ports::Off,
+        };
+        reply(socket.as_fd(), &welcome, &[memfd.as_fd()]).context("answer a Hello")?;
+        self.add_channel(|_| Channel::new(socket, pidfd, pid, name_of(pid), page)).map(drop)
+    }
+
+    /// No process holds the inherited socket any more: nobody will say Hello.
+    fn inherited_closed(&mut self) {
+        self.stop_accepting();
+    }
+
+    /// Messages of one process.
+    pub(crate) fn serve(&mut self, id: u64) {
+        for _ in 0..TURN {
+            let Some(channel) = self.channels.get(&id) else { return };
+            let mut bytes = [0; MAX_MESSAGE];
+            let served = match recv_with_fds(channel.socket.as_fd(), &mut bytes, libc::MSG_DONTWAIT) {
+                Err(Errno(libc::EAGAIN)) => return,
+                Ok((0, _)) | Err(Errno(libc::ECONNRESET)) => return self.close_channel(id),
+                Ok((len, fds)) => self.request(id, &bytes[..len], fds),
+                Err(errno) => Err(Error::Other(format!("receive a request: {errno}"))),
+            };
+            if let Err(error) = served {
+                let pid = self.channels.get(&id).map_or(0, |c| c.pid);
+                self.say(format!("process {pid} is not served any more: {error}"));
+                return self.close_channel(id);
+            }
+        }
+    }
+
+    fn request(&mut self, id: u64, bytes: &[u8], mut fds: Fds) -> Result<(), Error> {
+        let request = Request::decode(bytes).map_err(|e| Error::Other(format!("a request made no sense: {e}")))?;
+        let answer = match request {
+            Request::Hello { .. } => return Err(Error::Other("it said Hello twice".into())),
+            Request::Register { cookie, timestamps } => self.register(id, cookie, timestamps, fds[0].take())?,
+            Request::Unregister { cookie } => {
+                self.forget(id, cookie);
+                Reply::Done
+            }
+            Request::Demote { cookie, reason } => self.demote(id, cookie, reason),
+            Request::Group { cookie, join, group, ifindex } => self.group(id, cookie, join, group, ifindex),
+            Request::Admit { cookie, from, to } => {
+                self.admit(id, cookie, from, to);
+                return Ok(());
+            }
+        };
+        self.reply(id, &answer, &[])
+    }
+
+    fn reply(&self, id: u64, message: &Reply, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let Some(channel) = self.channels.get(&id) else { return Ok(()) };
+        reply(channel.socket.as_fd(), message, fds).context("answer a request")
+    }
+
+    fn register(&mut self, id: u64, cookie: u64, timestamps: bool, fd: Option<OwnedFd>) -> Result<Reply, Error> {
+        let refused = |errno: i32| Ok(Reply::Refused { errno: errno as u32 });
+        let Some(fd) = fd else { return refused(libc::EBADF) };
+        let endpoint = match Endpoint::examine(fd.as_fd(), self.netns) {
+            Ok(endpoint) if endpoint.cookie == cookie => endpoint,
+            Ok(_) => return refused(libc::EINVAL),
+            Err(error) => return refused(error.raw_os_error().unwrap_or(libc::EIO)),
+        };
+        drop(fd); // it must not keep the program's socket alive
+        let Some(slot) = self.channels.get_mut(&id).and_then(|c| c.slot(cookie)) else {
+            return Ok(Reply::Registered { slot: NO_SLOT, reason: Reason::TooMany });
+        };
+        let reason = self.lift(id, &endpoint, slot, timestamps)?;
+        if self.is_denial(reason) && self.denied.is_none() {
+            self.denied = Some(format!("{}: {}", endpoint.local, reason.explain()));
+        }
+        Ok(Reply::Registered { slot, reason })
+    }
+
+    /// Reasons that `--require` does not put up with.
+    fn is_denial(&self, reason: Reason) -> bool {
+        use Reason::{NoDevice, OtherDevice, PortShared, RingSetup, RingsBusy, TooMany};
+        matches!(reason, NoDevice | OtherDevice | PortShared | RingSetup | RingsBusy | TooMany)
+    }
+
+    /// Lifts a socket if nothing stands in the way, and notes what does.
+    fn lift(&mut self, id: u64, endpoint: &Endpoint, slot: u32, timestamps: bool) -> Result<Reason, Error> {
+        let verdict = match self.prepare(id, endpoint)? {
+            None => Reason::Lifted,
+            Some(reason) => reason,
+        };
+        let places = if verdict == Reason::Lifted { self.places() } else { Vec::new() };
+        let Some(channel) = self.channels.get_mut(&id) else { return Ok(verdict) };
+        let keys = expand(&channel.want(endpoint), &places);
+        let new = Registered { endpoint: endpoint.clone(), slot, verdict, timestamps, keys: keys.clone(), missed: 0 };
+        let old = channel.sockets.insert(endpoint.cookie, new);
+        let ops = self.table.add(&keys, timestamps);
+        self.apply(ops);
+        if let Some(old) = old {
+            let ops = self.table.remove(&old.keys, old.timestamps);
+            self.apply(ops);
+        }
+        Ok(verdict)
+    }
+
+    /// Makes sure that the process has rings on every device that carries the address; or says why not.
+    fn prepare(&mut self, id: u64, endpoint: &Endpoint) -> Result<Option<Reason>, Error> {
+        if let Some(reason) = self.out_of_question(endpoint) {
+            return Ok(Some(reason));
+        }
+        if self.busy(id) {
+            return Ok(Some(Reason::RingsBusy));
+        }
+        let devices = self.devices_for(endpoint);
+        if devices.is_empty() {
+            let bound = endpoint.ifindex != 0 && self.inventory.0.contains_key(&endpoint.ifindex);
+            return Ok(Some(if bound { Reason::OtherDevice } else { Reason::NoDevice }));
+        }
+        if self.shared(id, endpoint)? {
+            return Ok(Some(Reason::PortShared));
+        }
+        let steered: Vec<Device> = devices.into_iter().filter(|d| self.ensure_steered(d)).collect();
+        if steered.is_empty() {
+            return Ok(Some(Reason::NoDevice));
+        }
+        if let Err(error) = self.ensure_rings(id, &steered) {
+            self.say(error.to_string());
+            return Ok(Some(Reason::RingSetup));
+        }
+        self.announce(id)?;
+        Ok(None)
+    }
+
+    fn out_of_question(&self, endpoint: &Endpoint) -> Option<Reason> {
+        let port = endpoint.local.port();
+        match &self.config.udp {
+            Ports::Off => Some(Reason::Off),
+            _ if port == 0 => Some(Reason::Unbound),
+            ports if !ports.contain(port) => Some(Reason::NotSelected),
+            _ => endpoint.local.ip().is_loopback().then_some(Reason::Loopback),
+        }
+    }
+
+    /// Another process has the rings, and still lives.
+    fn busy(&mut self, id: u64) -> bool {
+        let Some(owner) = self.lease.as_ref().map(|lease| lease.owner).filter(|owner| *owner != id) else {
+            return false;
+        };
+        if self.channels.get(&owner).is_some_and(|channel| hung_up(channel.socket.as_fd())) {
+            self.close_channel(owner);
+        }
+        self.lease.is_some()
+    }
+
+    /// Devices on which packets for this socket may arrive.
+    fn devices_for(&self, endpoint: &Endpoint) -> Vec<Device> {
+        let want = endpoint.want();
+        let any = want.local.is_unspecified() || want.local.is_multicast();
+        let carries = |device: &&Device| {
+            let bound = endpoint.ifindex == 0 || device.carries(endpoint.ifindex, &self.inventory);
+            bound && (any || device.addresses.iter().any(|a| want.takes(a.ip)))
+        };
+        self.inventory.candidates(&self.config.devices).filter(carries).cloned().collect()
+    }
+
+    /// Whether another process could receive what this socket receives.
+    fn shared(&self, id: u64, endpoint: &Endpoint) -> Result<bool, Error> {
+        let others = self.diag.udp(Some(endpoint.local.port()))?;
+        Ok(self.channels.get(&id).is_some_and(|channel| stranger(channel, endpoint, others.iter())))
+    }
+
+    fn ensure_rings(&mut self, id: u64, devices: &[Device]) -> Result<(), Error> {
+        if self.lease.is_none() {
+            let all = self.inventory.candidates(&self.config.devices).filter(|d| !self.broken.contains_key(&d.ifindex));
+            let rings = all.map(rings_of).sum();
+            self.lease = Some(Lease::new(id, rings)?);
+        }
+        let mut failed = None;
+        for device in devices {
+            if let Err(error) = self.ensure_rings_of(id, device) {
+                failed = Some(error);
+            }
+        }
+        let some = self.lease.as_ref().is_some_and(|lease| !lease.rings.is_empty());
+        match failed {
+            Some(error) if !some => {
+                self.lease = None;
+                Err(error)
+            }
+            Some(error) => {
+                self.say(error.to_string());
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn ensure_rings_of(&mut self, id: u64, device: &Device) -> Result<(), Error> {
+        let (Some(lease), Some(steered), Some(channel)) =
+            (&mut self.lease, self.steered.get_mut(&device.ifindex), self.channels.get(&id))
+        else {
+            return Ok(());
+        };
+        if lease.has(device.ifindex) {
+            return Ok(());
+        }
+        lease.add(device, &mut steered.steer, self.config.mode, &channel.page)
+    }
+
+    /// Sends what the process does not know yet: UMEM, devices, rings.
+    fn announce(&mut self, id: u64) -> Result<(), Error> {
+        let Some(lease) = &self.lease else { return Ok(()) };
+        if lease.announced == 0 {
+            let umem = Reply::Umem { frames: lease.umem.frames(), chunk: CHUNK.bytes() };
+            self.reply(id, &umem, &[lease.umem.fd()])?;
+        }
+        let mut devices = lease.devices.clone();
+        for ring in &lease.rings[lease.announced..] {
+            let ifindex = ring.info.ifindex;
+            let Some(steered) = self.steered.get(&ifindex) else { continue };
+            if devices.insert(ifindex) {
+                let device = Reply::Device { ifindex, partial_checksum: steered.partial_checksum };
+                self.reply(id, &device, &[steered.tap.as_fd()])?;
+            }
+            self.reply(id, &Reply::Ring(ring.info), &[ring.socket.as_fd()])?;
+        }
+        if let Some(lease) = &mut self.lease {
+            lease.devices = devices;
+            lease.announced = lease.rings.len();
+        }
+        Ok(())
+    }
+
+    /// A socket is closed: its rules go first.
+    pub(crate) fn forget(&mut self, id: u64, cookie: u64) {
+        self.withdraw(id, cookie);
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let last = channel.sockets.get(&cookie).map(|socket| channel.socket_status(socket));
+        channel.remove(cookie);
+        if let Some(last) = last {
+            self.closed.add(&last);
+        }
+    }
+
+    /// Stops lifting a socket and notes why.
+    pub(crate) fn refuse(&mut self, id: u64, cookie: u64, reason: Reason) {
+        self.withdraw(id, cookie);
+        if let Some(socket) = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie)) {
+            socket.verdict = reason;
+        }
+    }
+
+    fn demote(&mut self, id: u64, cookie: u64, reason: Reason) -> Reply {
+        let all = || self.channels.get(&id).map(|c| c.sockets.keys().copied().collect()).unwrap_or_default();
+        let cookies: Vec<u64> = if cookie == 0 { all() } else { vec![cookie] };
+        for cookie in cookies {
+            self.refuse(id, cookie, reason);
+        }
+        match sys::grace_period() {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Refused { errno: error.raw_os_error().unwrap_or(libc::EIO) as u32 },
+        }
+    }
+
+    fn group(&mut self, id: u64, cookie: u64, join: bool, group: IpAddr, ifindex: u32) -> Reply {
+        if !group.is_multicast() {
+            return Reply::Refused { errno: libc::EINVAL as u32 };
+        }
+        let Some(channel) = self.channels.get_mut(&id) else { return Reply::Done };
+        if !channel.group(cookie, join, Membership { group, ifindex }) {
+            return Reply::Refused { errno: libc::ENOBUFS as u32 };
+        }
+        self.refresh_rules();
+        Reply::Done
+    }
+
+    fn admit(&mut self, id: u64, cookie: u64, from: SocketAddr, to: SocketAddr) {
+        let Some(socket) = self.channels.get(&id).and_then(|c| c.sockets.get(&cookie)) else { return };
+        if socket.endpoint.local.port() != to.port() {
+            return;
+        }
+        let devices: BTreeSet<u32> = socket.keys.iter().map(|(device, _)| *device).collect();
+        for device in devices {
+            let Some(steered) = self.steered.get_mut(&device) else { continue };
+            if let Err(error) = steered.steer.admit(from, to) {
+                self.say(error.to_string());
+            }
+        }
+    }
+}
+
+/// Whether one of `others` belongs to another process and meets `endpoint`'s packets.
+pub(crate) fn stranger<'a>(
+    channel: &Channel,
+    endpoint: &Endpoint,
+    others: impl Iterator<Item = &'a Entry>,
+) -> bool {
+    let want = endpoint.want();
+    let known = |cookie: u64| cookie == endpoint.cookie || channel.sockets.contains_key(&cookie);
+    let met: Vec<u32> = others.filter(|e| !known(e.cookie) && e.meets(&want)).map(|e| e.inode).collect();
+    if met.is_empty() {
+        return false;
+    }
+    let own = inodes(channel.pid);
+    met.iter().any(|inode| !own.contains(inode))
+}
+
+/// Sockets that a process holds: those it has not registered yet are no strangers.
+fn inodes(pid: u32) -> HashSet<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return HashSet::new() };
+    let inode = |entry: std::io::Result<fs::DirEntry>| {
+        let target = fs::read_link(entry.ok()?.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    entries.filter_map(inode).collect()
+}
+
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().into()).unwrap_or_default()
+}
+
+/// A Hello must bring one end of a Unix SOCK_SEQPACKET pair. Made non-blocking: the broker waits for nobody.
+fn check_channel(socket: BorrowedFd<'_>) -> Result<(), Error> {
+    let option = |name| sys::option_i32(socket, libc::SOL_SOCKET, name).unwrap_or(-1);
+    if option(libc::SO_DOMAIN) != libc::AF_UNIX || option(libc::SO_TYPE) != libc::SOCK_SEQPACKET {
+        return Err(Error::Other("its Hello brought no SOCK_SEQPACKET socket".into()));
+    }
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(socket, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).context("set O_NONBLOCK")?;
+    Ok(())
+}
+
+fn reply(socket: BorrowedFd<'_>, message: &Reply, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send_with_fds(socket, message.encode().as_ref(), fds)
+}
+
+fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    polled.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}

@@ -1,0 +1,325 @@
+//! Which packets are lifted for which sockets. Pure.
+//!
+//! A socket wants addresses; on every device with rings it gets one [`Key`] for each address of that device that fits.
+//! [`Table`] counts how many sockets want a key and says what must change in the maps of `steer`.
+
+use crate::device::{Address, Device};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// A multicast group that a socket has joined.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct Membership {
+    /// The group.
+    pub group: IpAddr,
+    /// Where; 0: every device.
+    pub ifindex: u32,
+}
+
+/// What a socket receives, as far as rules are concerned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Want {
+    /// Local address; unspecified: any of its family.
+    pub local: IpAddr,
+    /// An IPv6 wildcard that takes IPv4 too (no IPV6_V6ONLY).
+    pub dual: bool,
+    /// Local port.
+    pub port: u16,
+    /// Device it is bound to, or the scope of its link-local address; 0: any.
+    pub ifindex: u32,
+    /// Multicast groups.
+    pub groups: Vec<Membership>,
+}
+
+/// A device with rings, as far as rules are concerned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Addresses it receives for.
+    pub addresses: Vec<Address>,
+    /// VLAN devices above it: index and id.
+    pub vlans: Vec<(u32, u16)>,
+}
+
+impl Place {
+    /// What rules need to know of `device`.
+    pub fn of(device: &Device, all: &BTreeMap<u32, Device>) -> Self {
+        let above = |d: &Device| d.vlan.filter(|&(lower, _)| lower == device.ifindex).map(|(_, id)| (d.ifindex, id));
+        let vlans = all.values().filter_map(above).collect();
+        Self { ifindex: device.ifindex, addresses: device.addresses.clone(), vlans }
+    }
+
+    /// Tags under which packets for device `ifindex` (0: any) arrive here.
+    fn tags(&self, ifindex: u32) -> Vec<u16> {
+        let own = [(self.ifindex, 0)];
+        let all = own.iter().chain(&self.vlans);
+        all.filter(|(index, _)| ifindex == 0 || *index == ifindex).map(|(_, id)| *id).collect()
+    }
+}
+
+/// Key of a rule of `steer`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Destination address.
+    pub address: IpAddr,
+    /// Destination port.
+    pub port: u16,
+    /// Tag the packet carries; 0: none.
+    pub vlan: u16,
+}
+
+/// The keys that lift what `want` receives: device and key.
+pub fn expand(want: &Want, places: &[Place]) -> BTreeSet<(u32, Key)> {
+    let mut keys = BTreeSet::new();
+    for place in places {
+        let fits = |a: &&Address| want.takes(a.ip) && (want.ifindex == 0 || want.ifindex == a.owner);
+        let unicast = place.addresses.iter().filter(fits).map(|a| (a.ip, a.vlan));
+        let joined = want.groups.iter().filter(|m| want.takes(m.group)).flat_map(|m| {
+            let ifindex = if m.ifindex == 0 { want.ifindex } else { m.ifindex };
+            let elsewhere = want.ifindex != 0 && want.ifindex != ifindex;
+            let tags = if elsewhere { Vec::new() } else { place.tags(ifindex) };
+            tags.into_iter().map(|tag| (m.group, tag))
+        });
+        let key = |(address, vlan)| (place.ifindex, Key { address, port: want.port, vlan });
+        keys.extend(unicast.chain(joined).map(key));
+    }
+    keys
+}
+
+impl Want {
+    /// Whether Linux delivers packets for `address` to this socket, the port aside.
+    pub fn takes(&self, address: IpAddr) -> bool {
+        match self.local {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.is_ipv4(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.is_ipv6() || self.dual,
+            local => local == address,
+        }
+    }
+}
+
+/// A change of `steer`'s maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Write the rule of this key.
+    Rule {
+        /// Stamp its packets with their arrival time.
+        timestamp: bool,
+    },
+    /// Remove the rule of this key.
+    NoRule,
+    /// The port has its first rule.
+    Port,
+    /// The port has lost its last rule.
+    NoPort,
+}
+
+/// One change: device, key (for ports only its port counts), what.
+pub type Op = (u32, Key, Change);
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Count {
+    sockets: u32,
+    timestamps: u32,
+}
+
+/// How many sockets want each key.
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Table {
+    keys: BTreeMap<(u32, Key), Count>,
+    ports: BTreeMap<(u32, u16), u32>,
+}
+
+impl Table {
+    /// One more socket wants `keys`. Changes come in an order in which no packet meets half a rule.
+    pub fn add(&mut self, keys: &BTreeSet<(u32, Key)>, timestamp: bool) -> Vec<Op> {
+        let mut ops = Vec::new();
+        for &(device, key) in keys {
+            let count = self.keys.entry((device, key)).or_default();
+            let before = *count;
+            count.sockets += 1;
+            count.timestamps += u32::from(timestamp);
+            if before.sockets == 0 || (before.timestamps == 0 && timestamp) {
+                ops.push((device, key, Change::Rule { timestamp: count.timestamps > 0 }));
+            }
+            if before.sockets == 0 {
+                let port = self.ports.entry((device, key.port)).or_default();
+                *port += 1;
+                if *port == 1 {
+                    ops.push((device, key, Change::Port));
+                }
+            }
+        }
+        ops
+    }
+
+    /// A socket that was added with the same arguments is gone.
+    pub fn remove(&mut self, keys: &BTreeSet<(u32, Key)>, timestamp: bool) -> Vec<Op> {
+        let mut ops = Vec::new();
+        for &(device, key) in keys {
+            let Some(count) = self.keys.get_mut(&(device, key)) else { continue };
+            count.sockets -= 1;
+            count.timestamps -= u32::from(timestamp);
+            if count.sockets > 0 {
+                if timestamp && count.timestamps == 0 {
+                    ops.push((device, key, Change::Rule { timestamp: false }));
+                }
+                continue;
+            }
+            self.keys.remove(&(device, key));
+            if let Some(port) = self.ports.get_mut(&(device, key.port)) {
+                *port -= 1;
+                if *port == 0 {
+                    self.ports.remove(&(device, key.port));
+                    ops.push((device, key, Change::NoPort));
+                }
+            }
+            ops.push((device, key, Change::NoRule));
+        }
+        ops
+    }
+
+    /// Forgets a device whose maps are gone.
+    pub fn forget(&mut self, device: u32) {
+        self.keys.retain(|(at, _), _| *at != device);
+        self.ports.retain(|(at, _), _| *at != device);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn address(text: &str, vlan: u16, owner: u32) -> Address {
+        Address { ip: ip(text), vlan, owner, broadcast: false }
+    }
+
+    fn places() -> Vec<Place> {
+        let eth0 = ["10.0.0.1", "10.0.0.255", "255.255.255.255", "fd00::1", "fe80::1"];
+        let eth1 = ["10.1.0.1", "fe80::1"];
+        let mut first: Vec<_> = eth0.iter().map(|a| address(a, 0, 2)).collect();
+        first.push(address("10.7.0.1", 7, 4));
+        vec![
+            Place { ifindex: 2, addresses: first, vlans: vec![(4, 7)] },
+            Place { ifindex: 3, addresses: eth1.iter().map(|a| address(a, 0, 3)).collect(), vlans: vec![] },
+        ]
+    }
+
+    fn want(local: &str) -> Want {
+        Want { local: ip(local), dual: false, port: 53, ifindex: 0, groups: vec![] }
+    }
+
+    fn shown(want: &Want) -> Vec<String> {
+        let keys = expand(want, &places());
+        keys.into_iter().map(|(at, key)| format!("{at} {} {}", key.address, key.vlan)).collect()
+    }
+
+    #[test]
+    fn a_wildcard_gets_every_address_of_its_family_on_every_device() {
+        let v4 = ["2 10.0.0.1 0", "2 10.0.0.255 0", "2 10.7.0.1 7", "2 255.255.255.255 0", "3 10.1.0.1 0"];
+        assert_eq!(shown(&want("0.0.0.0")), v4);
+        assert_eq!(shown(&want("::")), ["2 fd00::1 0", "2 fe80::1 0", "3 fe80::1 0"]);
+        let dual = Want { dual: true, ..want("::") };
+        assert_eq!(shown(&dual).len(), v4.len() + 3);
+    }
+
+    #[test]
+    fn a_bound_device_or_scope_narrows_to_it() {
+        assert_eq!(shown(&Want { ifindex: 4, ..want("0.0.0.0") }), ["2 10.7.0.1 7"]);
+        assert_eq!(shown(&Want { ifindex: 3, ..want("fe80::1") }), ["3 fe80::1 0"]);
+        assert!(shown(&Want { ifindex: 9, ..want("0.0.0.0") }).is_empty());
+    }
+
+    #[test]
+    fn an_address_of_another_host_gets_no_rule() {
+        assert!(shown(&want("192.0.2.1")).is_empty());
+    }
+
+    #[test]
+    fn a_group_is_lifted_where_it_was_joined_and_only_for_sockets_that_receive_it() {
+        let group = |ifindex| vec![Membership { group: ip("239.1.2.3"), ifindex }];
+        let joined = |want: Want| shown(&want).into_iter().filter(|k| k.contains("239")).collect::<Vec<_>>();
+        assert_eq!(joined(Want { groups: group(4), ..want("0.0.0.0") }), ["2 239.1.2.3 7"]);
+        assert_eq!(
+            joined(Want { groups: group(0), ..want("239.1.2.3") }),
+            ["2 239.1.2.3 0", "2 239.1.2.3 7", "3 239.1.2.3 0"]
+        );
+        assert!(joined(Want { groups: group(2), ..want("10.0.0.1") }).is_empty());
+        assert!(joined(Want { groups: group(2), ifindex: 3, ..want("0.0.0.0") }).is_empty());
+    }
+
+    /// What `steer`'s maps would hold.
+    #[derive(Default, PartialEq, Debug)]
+    struct Maps {
+        rules: BTreeMap<(u32, Key), bool>,
+        ports: BTreeSet<(u32, u16)>,
+    }
+
+    impl Maps {
+        fn apply(&mut self, ops: Vec<Op>) {
+            for (device, key, change) in ops {
+                match change {
+                    Change::Rule { timestamp } => {
+                        self.rules.insert((device, key), timestamp);
+                    }
+                    Change::NoRule => assert!(self.rules.remove(&(device, key)).is_some()),
+                    Change::Port => assert!(self.ports.insert((device, key.port))),
+                    Change::NoPort => assert!(self.ports.remove(&(device, key.port))),
+                }
+                let orphan = |(device, port): &(u32, u16)| {
+                    !self.rules.keys().any(|(d, k)| d == device && k.port == *port)
+                };
+                assert!(change == Change::NoPort || !self.ports.iter().any(orphan), "a port without a rule");
+            }
+        }
+    }
+
+    fn some_want() -> impl Strategy<Value = (Want, bool)> {
+        let local = prop::sample::select(vec!["0.0.0.0", "::", "10.0.0.1", "10.1.0.1", "fe80::1"]);
+        let groups = prop::collection::vec(0_u32..5, 0..3);
+        (local, any::<bool>(), 1_u16..4, 0_u32..5, groups, any::<bool>()).prop_map(
+            |(local, dual, port, ifindex, groups, timestamp)| {
+                let groups = groups.into_iter().map(|ifindex| Membership { group: ip("239.1.1.1"), ifindex });
+                (Want { local: ip(local), dual, port, ifindex, groups: groups.collect() }, timestamp)
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn maps_always_hold_what_the_sockets_want(steps in prop::collection::vec((some_want(), any::<prop::sample::Index>(), any::<bool>()), 1..40)) {
+            let (mut table, mut maps, mut live) = (Table::default(), Maps::default(), Vec::new());
+            for ((want, timestamp), victim, close) in steps {
+                if close && !live.is_empty() {
+                    let (keys, timestamp) = live.swap_remove(victim.index(live.len()));
+                    maps.apply(table.remove(&keys, timestamp));
+                } else {
+                    let keys = expand(&want, &places());
+                    maps.apply(table.add(&keys, timestamp));
+                    live.push((keys, timestamp));
+                }
+                let mut expected = Maps::default();
+                for (keys, timestamp) in &live {
+                    for (device, key) in keys {
+                        *expected.rules.entry((*device, *key)).or_default() |= timestamp;
+                        expected.ports.insert((*device, key.port));
+                    }
+                }
+                prop_assert_eq!(&maps, &expected);
+            }
+            for (keys, timestamp) in live {
+                maps.apply(table.remove(&keys, timestamp));
+            }
+            prop_assert_eq!(maps, Maps::default());
+            prop_assert_eq!(table, Table::default());
+        }
+    }
+}

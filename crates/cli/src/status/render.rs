@@ -1,0 +1,124 @@
+//! A status as text. Pure.
+
+use hoist_broker::status::{ClosedStatus, DeviceStatus, RingStatus, SocketStatus, Status, Traffic};
+use std::{collections::BTreeMap, fmt::Write};
+
+/// Sockets shown one by one.
+const SOCKETS: usize = 50;
+
+/// The status of one run for a terminal.
+pub(crate) fn text(status: &Status) -> String {
+    let mut out = String::new();
+    write(&mut out, status).unwrap_or_default(); // a String takes everything
+    out
+}
+
+fn write(out: &mut String, status: &Status) -> std::fmt::Result {
+    writeln!(out, "run {}: {}", status.pid, status.command.join(" "))?;
+    for process in status.processes.iter().filter(|p| !p.ended) {
+        let rings = if process.holds_rings { ", holds the rings" } else { "" };
+        writeln!(out, "  process {} ({}){rings}", process.pid, process.name)?;
+    }
+    status.devices.iter().try_for_each(|device| write_device(out, device))?;
+    status.rings.iter().try_for_each(|ring| write_ring(out, ring))?;
+    status.sockets.iter().take(SOCKETS).try_for_each(|socket| write_socket(out, socket))?;
+    if status.sockets.len() > SOCKETS {
+        writeln!(out, "  … and {} more sockets (--json has all)", status.sockets.len() - SOCKETS)?;
+    }
+    status.closed.iter().take(SOCKETS).try_for_each(|closed| write_closed(out, closed))?;
+    let unlisted: u64 = status.processes.iter().map(|p| p.unregistered_packets).sum();
+    if unlisted > 0 {
+        writeln!(out, "  passed {unlisted} to sockets that are not listed (young or unregistered)")?;
+    }
+    write_reasons(out, status)?;
+    if status.leaked_frames != 0 {
+        writeln!(out, "  {} frames unaccounted for: please report this", status.leaked_frames)?;
+    }
+    Ok(())
+}
+
+fn write_device(out: &mut String, device: &DeviceStatus) -> std::fmt::Result {
+    let because = |reason: &Option<String>| reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
+    let DeviceStatus { name, driver, xdp, mode, .. } = device;
+    write!(out, "  device {name} [{driver}]: XDP {xdp}{}", because(&device.xdp_reason))?;
+    writeln!(out, ", {mode}{}", because(&device.mode_reason))?;
+    let passed: Vec<_> =
+        device.passed.iter().filter(|p| p.packets > 0).map(|p| format!("{} {}", p.reason, p.packets)).collect();
+    writeln!(out, "    lifted {} packets, {} bytes", device.lifted_packets, device.lifted_bytes)?;
+    if !passed.is_empty() {
+        writeln!(out, "    passed {}", passed.join(", "))?;
+    }
+    Ok(())
+}
+
+fn write_ring(out: &mut String, ring: &RingStatus) -> std::fmt::Result {
+    let troubles = [
+        ("bad checksum", ring.bad_checksum),
+        ("bad header", ring.bad_header),
+        ("given to the stack", ring.rode),
+        ("lost on the way to it", ring.ride_failed),
+        ("ring full", ring.ring_full),
+        ("fill ring empty", ring.fill_empty),
+        ("dropped by the kernel", ring.rx_dropped),
+        ("bad descriptor", ring.bad_descriptor),
+    ];
+    let troubles: String = troubles.iter().filter(|t| t.1 > 0).map(|(name, n)| format!(", {name} {n}")).collect();
+    writeln!(out, "  ring {} queue {}: received {}{troubles}", ring.device, ring.queue, ring.received)
+}
+
+fn write_socket(out: &mut String, socket: &SocketStatus) -> std::fmt::Result {
+    let peer = socket.peer.as_ref().map(|peer| format!(" from {peer}")).unwrap_or_default();
+    let reason = if socket.state == "lifted" { String::new() } else { format!(" ({})", socket.reason) };
+    let option = socket.option.map(|(level, name)| format!(" level {level} option {name}")).unwrap_or_default();
+    write!(out, "  socket {}{peer}, process {}: {}{reason}{option}", socket.local, socket.pid, socket.state)?;
+    write_traffic(out, &socket.traffic)
+}
+
+fn write_closed(out: &mut String, closed: &ClosedStatus) -> std::fmt::Result {
+    write!(out, "  closed {} ({} sockets, {})", closed.local, closed.sockets, closed.reason)?;
+    write_traffic(out, &closed.traffic)
+}
+
+fn write_traffic(out: &mut String, t: &Traffic) -> std::fmt::Result {
+    write!(out, ": lifted {} ({} bytes)", t.lifted_packets, t.lifted_bytes)?;
+    write!(out, ", passed {} ({} bytes)", t.passed_packets, t.passed_bytes)?;
+    let rest = [("dropped", t.dropped), ("given to the stack", t.rode)];
+    let rest: String = rest.iter().filter(|r| r.1 > 0).map(|(name, n)| format!(", {name} {n}")).collect();
+    writeln!(out, "{rest}")
+}
+
+/// What the words of this status mean, each once.
+fn write_reasons(out: &mut String, status: &Status) -> std::fmt::Result {
+    let passed = status.sockets.iter().filter(|socket| socket.state != "lifted");
+    let reasons: BTreeMap<_, _> = passed.map(|socket| (&socket.reason, &socket.explain)).collect();
+    reasons.into_iter().try_for_each(|(word, sentence)| writeln!(out, "  {word}: {sentence}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_not_lifted_is_shown_with_its_reason_and_the_sentence() {
+        let socket = SocketStatus {
+            pid: 7,
+            local: "10.0.0.1:53".into(),
+            state: "passed".into(),
+            reason: "port-shared".into(),
+            explain: "another process".into(),
+            ..SocketStatus::default()
+        };
+        let status =
+            Status { pid: 6, command: vec!["knotd".into()], sockets: vec![socket], ..Status::default() };
+        let expected = "run 6: knotd\n  socket 10.0.0.1:53, process 7: passed (port-shared): \
+                        lifted 0 (0 bytes), passed 0 (0 bytes)\n  port-shared: another process\n";
+        assert_eq!(text(&status), expected);
+    }
+
+    #[test]
+    fn counters_that_are_zero_are_not_shown() {
+        let ring = RingStatus { device: "eth0".into(), received: 5, ring_full: 1, ..RingStatus::default() };
+        let status = Status { rings: vec![ring], ..Status::default() };
+        assert!(text(&status).contains("ring eth0 queue 0: received 5, ring full 1\n"));
+    }
+}
