@@ -3,7 +3,8 @@
 use crate::{
     cases::{Case, ENV_NET, Net},
     peer::ENV_PEER,
-    report, sock,
+    report::Report,
+    sock,
 };
 use anyhow::{Context, Result, bail, ensure};
 use hoist_wire::Testbed;
@@ -108,7 +109,7 @@ impl Lab {
         let mut running = self.program(mode, &argv)?.start()?;
         running.succeed(LIMIT)?;
         if mode == Mode::Hoisted {
-            report::judge(case.expect, &running.sockets()?).map_err(|why| running.fail(&why))?;
+            running.report()?.judge(case.expect).map_err(|why| running.fail(&why))?;
         }
         Ok(())
     }
@@ -127,7 +128,7 @@ fn hoist_run(stats: &Path) -> Result<[OsString; 5]> {
         Some(path) => path.into(),
         None => bin("hoist")?,
     };
-    Ok([hoist.into(), "run".into(), "--stats-json".into(), stats.into(), "--".into()])
+    Ok([hoist.into(), "run".into(), "--json".into(), stats.into(), "--".into()])
 }
 
 /// A program of this workspace, beside the running one.
@@ -237,11 +238,11 @@ impl Running {
         Ok(())
     }
 
-    /// What `hoist run` counted for each socket, known once it has ended.
-    pub fn sockets(&self) -> Result<Vec<report::Socket>> {
+    /// What `hoist run` counted, known once it has ended.
+    pub fn report(&self) -> Result<Report> {
         let text = fs::read_to_string(&self.stats)
             .with_context(|| format!("hoist run wrote no {}\n{}", self.stats.display(), self.output()))?;
-        report::sockets(&text)
+        Report::parse(&text)
     }
 
     /// An error with what the program wrote.

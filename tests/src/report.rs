@@ -4,8 +4,34 @@ use crate::cases::{Expect, FENCE_PORT};
 use anyhow::Context;
 use serde::Deserialize;
 
-/// One socket's counters.
-#[derive(Deserialize, Debug, Clone, PartialEq, Eq)]
+/// The part of a run's status (docs/status.md) that tests look at.
+#[derive(Deserialize, Debug, Default, Clone)]
+pub struct Report {
+    /// Processes of the run.
+    pub processes: Vec<Process>,
+    /// Open sockets.
+    pub sockets: Vec<Socket>,
+    /// Closed ones, by local address.
+    pub closed: Vec<Socket>,
+    /// Rings.
+    pub rings: Vec<Ring>,
+    /// Frames that were neither here nor there at the end of a lease.
+    pub leaked_frames: i64,
+    /// What the broker had to say.
+    pub messages: Vec<String>,
+}
+
+/// One process.
+#[derive(Deserialize, Debug, Default, Clone)]
+pub struct Process {
+    /// Sockets not registered because they are young.
+    pub young_sockets: u32,
+    /// Datagrams read from sockets that are not listed.
+    pub unregistered_packets: u64,
+}
+
+/// Counters of a socket, or of all closed ones on one address.
+#[derive(Deserialize, Debug, Clone)]
 pub struct Socket {
     /// Local address, `address:port`.
     pub local: String,
@@ -17,30 +43,51 @@ pub struct Socket {
     pub passed_packets: u64,
 }
 
-#[derive(Deserialize)]
-struct Report {
-    sockets: Vec<Socket>,
+/// Counters of a ring.
+#[derive(Deserialize, Debug, Clone)]
+pub struct Ring {
+    /// Frames the program took from it.
+    pub received: u64,
+    /// Descriptors outside the UMEM.
+    pub bad_descriptor: u64,
 }
 
-/// The sockets of a report in JSON.
-pub fn sockets(json: &str) -> anyhow::Result<Vec<Socket>> {
-    let report: Report = serde_json::from_str(json).with_context(|| format!("not a report: {json}"))?;
-    Ok(report.sockets)
-}
+impl Report {
+    /// From JSON.
+    pub fn parse(json: &str) -> anyhow::Result<Self> {
+        serde_json::from_str(json).with_context(|| format!("not a status: {json}"))
+    }
 
-/// Whether what was lifted is what was to be; the error says what was not.
-pub fn judge(expect: Expect, sockets: &[Socket]) -> Result<(), String> {
-    let counted: Vec<_> = sockets.iter().filter(|s| port(s) != Some(FENCE_PORT)).collect();
-    let lifted: u64 = counted.iter().map(|s| s.lifted_packets).sum();
-    let passed: u64 = counted.iter().map(|s| s.passed_packets).sum();
-    match expect {
-        Expect::Lifted if lifted == 0 => Err(format!("nothing was lifted: {counted:?}")),
-        Expect::Lifted if passed > 0 => Err(format!("{passed} datagrams came by the kernel: {counted:?}")),
-        Expect::Mixed if lifted == 0 => Err(format!("nothing was lifted: {counted:?}")),
-        Expect::Passed(reason) if lifted == 0 && !counted.iter().any(|s| s.reason == reason) => {
-            Err(format!("no socket has reason {reason}: {counted:?}"))
+    /// Datagrams that programs took from rings and from the kernel, fences left out.
+    pub fn packets(&self) -> (u64, u64) {
+        let counted = || self.counted();
+        (counted().map(|s| s.lifted_packets).sum(), counted().map(|s| s.passed_packets).sum())
+    }
+
+    fn counted(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets.iter().chain(&self.closed).filter(|s| port(s) != Some(FENCE_PORT))
+    }
+
+    fn gives_reason(&self, reason: &str) -> bool {
+        let young = |p: &Process| p.young_sockets > 0 || p.unregistered_packets > 0;
+        self.counted().any(|s| s.reason == reason) || reason == "young" && self.processes.iter().any(young)
+    }
+
+    /// Whether every frame is accounted for and what was lifted is what was to be; the error says what is not.
+    pub fn judge(&self, expect: Expect) -> Result<(), String> {
+        let bad = self.rings.iter().map(|ring| ring.bad_descriptor).sum::<u64>();
+        if self.leaked_frames != 0 || bad != 0 {
+            return Err(format!("{} frames leaked, {bad} bad descriptors", self.leaked_frames));
         }
-        _ => Ok(()),
+        let (lifted, passed) = self.packets();
+        match expect {
+            Expect::Lifted | Expect::Mixed if lifted == 0 => Err(format!("nothing was lifted: {self:?}")),
+            Expect::Lifted if passed > 0 => Err(format!("{passed} datagrams came by the kernel: {self:?}")),
+            Expect::Passed(reason) if !self.gives_reason(reason) => {
+                Err(format!("no socket has reason {reason}: {self:?}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -52,29 +99,38 @@ fn port(socket: &Socket) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn socket(port: u16, reason: &str, lifted_packets: u64, passed_packets: u64) -> Socket {
-        Socket { local: format!("10.0.0.2:{port}"), reason: reason.into(), lifted_packets, passed_packets }
+    fn report(port: u16, reason: &str, lifted_packets: u64, passed_packets: u64) -> Report {
+        let local = format!("10.0.0.2:{port}");
+        let socket = Socket { local, reason: reason.into(), lifted_packets, passed_packets };
+        Report { sockets: vec![socket], ..Report::default() }
     }
 
     #[test]
     fn lifting_nothing_or_passing_something_is_found_out() {
-        assert!(judge(Expect::Lifted, &[socket(1, "lifted", 0, 0)]).is_err());
-        assert!(judge(Expect::Lifted, &[socket(1, "lifted", 5, 1)]).is_err());
-        assert!(judge(Expect::Lifted, &[socket(1, "lifted", 5, 0)]).is_ok());
-        assert!(judge(Expect::Mixed, &[socket(1, "forked", 0, 9)]).is_err());
-        assert!(judge(Expect::Mixed, &[socket(1, "forked", 1, 9)]).is_ok());
+        assert!(report(1, "lifted", 0, 0).judge(Expect::Lifted).is_err());
+        assert!(report(1, "lifted", 5, 1).judge(Expect::Lifted).is_err());
+        assert!(report(1, "lifted", 5, 0).judge(Expect::Lifted).is_ok());
+        assert!(report(1, "forked", 0, 9).judge(Expect::Mixed).is_err());
+        assert!(report(1, "forked", 1, 9).judge(Expect::Mixed).is_ok());
     }
 
     #[test]
     fn the_fence_does_not_count() {
-        let fence = socket(FENCE_PORT, "lifted", 16, 0);
-        assert!(judge(Expect::Lifted, &[fence.clone()]).is_err());
-        assert!(judge(Expect::Lifted, &[fence, socket(1, "lifted", 1, 0)]).is_ok());
+        assert!(report(FENCE_PORT, "lifted", 16, 0).judge(Expect::Lifted).is_err());
     }
 
     #[test]
     fn passing_needs_its_reason() {
-        assert!(judge(Expect::Passed("young"), &[socket(1, "young", 0, 3)]).is_ok());
-        assert!(judge(Expect::Passed("young"), &[socket(1, "no-device", 0, 3)]).is_err());
+        assert!(report(1, "exec", 0, 3).judge(Expect::Passed("exec")).is_ok());
+        assert!(report(1, "no-device", 0, 3).judge(Expect::Passed("exec")).is_err());
+        let process = Process { young_sockets: 0, unregistered_packets: 1 };
+        let young = Report { processes: vec![process], ..Report::default() };
+        assert!(young.judge(Expect::Passed("young")).is_ok());
+    }
+
+    #[test]
+    fn a_leaked_frame_spoils_everything() {
+        let leaked = Report { leaked_frames: 1, ..report(1, "lifted", 5, 0) };
+        assert!(leaked.judge(Expect::Lifted).is_err());
     }
 }

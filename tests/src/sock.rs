@@ -335,7 +335,7 @@ unsafe fn controls(header: &libc::msghdr) -> Vec<Control> {
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(c) = next.as_ref() {
-            let len = c.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+            let len = c.cmsg_len - libc::CMSG_LEN(0) as usize;
             let data = std::slice::from_raw_parts(libc::CMSG_DATA(c), len).to_vec();
             list.push(Control { level: c.cmsg_level, kind: c.cmsg_type, data });
             next = libc::CMSG_NXTHDR(header, c);

@@ -117,15 +117,9 @@ pub(super) fn another_mac_is_not_ours(ctx: &mut Ctx) {
 
 /// `ip_route_input_slow` drops what cannot be a sender.
 pub(super) fn a_martian_source_is_dropped(ctx: &mut Ctx) {
-    let host = ctx.net.host4;
     dropped(ctx, |frame| {
-        let sources = [
-            Ipv4Addr::BROADCAST,
-            Ipv4Addr::LOCALHOST,
-            Ipv4Addr::new(239, 1, 1, 1),
-            Ipv4Addr::new(0, 1, 2, 3),
-            host,
-        ];
+        let sources =
+            [Ipv4Addr::BROADCAST, Ipv4Addr::LOCALHOST, Ipv4Addr::new(239, 1, 1, 1), Ipv4Addr::UNSPECIFIED];
         let from = |ip: &Ipv4Addr| Frame { from: (*ip, 1234).into(), ..frame.clone() }.bytes();
         sources.iter().map(from).collect()
     });

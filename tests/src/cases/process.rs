@@ -187,8 +187,8 @@ pub(super) fn vfork_leaves_lifting_alone(ctx: &mut Ctx) {
     let program = CString::new("/bin/true").unwrap();
     let argv = [program.as_ptr(), null()];
     leaves_lifting_alone(ctx, || {
-        // SAFETY: the child only execs or exits, as vfork(2) demands.
         #[allow(deprecated)] // it is what is tested
+        // SAFETY: the child only execs or exits, as vfork(2) demands.
         let pid = unsafe {
             let pid = libc::vfork();
             if pid == 0 {
