@@ -51,20 +51,13 @@ struct lift_rule {
 	__u32 flags;
 };
 
-/* vlan is the id of the device that owns the address, 0: none; a tag the packet must carry. */
-struct lift4_key {
-	__be32 address;
-	__be16 port;
-	__u16 vlan;
-};
-
-struct lift6_key {
+/* Addresses of IPv4 are ::ffff:a.b.c.d. */
+struct lift_key {
 	__u8 address[16];
 	__be16 port;
-	__u16 vlan;
+	__u16 vlan; /* id of the VLAN device that owns the address and tag the packet must carry; 0: none */
 };
 
-/* IPv4 as ::ffff:a.b.c.d */
 struct flow_key {
 	__u8 source[16];
 	__u8 destination[16];

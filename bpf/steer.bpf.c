@@ -27,17 +27,11 @@ MAP(xsks, BPF_MAP_TYPE_XSKMAP, __u32, __u32, 1, 0);
 MAP(device, BPF_MAP_TYPE_ARRAY, __u32, struct steer_device, 1, 0);
 MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct steer_counter, STEER_VERDICTS, 0);
 MAP(lift_ports, BPF_MAP_TYPE_ARRAY, __u32, __u32, 65536, 0);
-MAP(lift4, BPF_MAP_TYPE_HASH, struct lift4_key, struct lift_rule, 262144, BPF_F_NO_PREALLOC);
-MAP(lift6, BPF_MAP_TYPE_HASH, struct lift6_key, struct lift_rule, 262144, BPF_F_NO_PREALLOC);
+MAP(lift, BPF_MAP_TYPE_HASH, struct lift_key, struct lift_rule, 262144, BPF_F_NO_PREALLOC);
 MAP(admitted, BPF_MAP_TYPE_LRU_HASH, struct flow_key, __u8, 65536, 0);
 
 /* Set in generic mode, where a frame that rides up the stack meets this program once more. */
 const volatile __u32 generic_xdp = 0;
-
-struct vlan_tag {
-	__be16 tci;
-	__be16 proto;
-};
 
 static __always_inline int count(__u32 verdict, __u64 bytes)
 {
@@ -45,8 +39,7 @@ static __always_inline int count(__u32 verdict, __u64 bytes)
 
 	if (c) {
 		c->packets++;
-		if (bytes)
-			c->bytes += bytes;
+		c->bytes += bytes; /* a constant 0 but for lifted packets */
 	}
 	return XDP_PASS;
 }
@@ -73,20 +66,21 @@ static __always_inline int frame_verdict(struct ethhdr *eth, __u64 len)
 	return len > d->max_frame ? STEER_TOO_LONG : STEER_LIFT;
 }
 
-static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct lift4_key *key,
-					struct flow_key *flow)
+static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow_key *flow)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 source, total;
 
-	if ((void *)(udp + 1) > end)
-		return (void *)(ip + 1) <= end && ip->protocol != IPPROTO_UDP ? STEER_NOT_UDP : STEER_TRUNCATED;
+	if ((void *)(ip + 1) > end)
+		return STEER_TRUNCATED;
 	if (ip->protocol != IPPROTO_UDP)
 		return STEER_NOT_UDP;
 	if (*(__u8 *)ip != 0x45)
 		return STEER_IP_OPTIONS;
 	if (ip->frag_off & bpf_htons(0x3fff))
 		return STEER_FRAGMENT;
+	if ((void *)(udp + 1) > end)
+		return STEER_TRUNCATED;
 	if (!wanted(udp->dest))
 		return STEER_PORT;
 	total = bpf_ntohs(ip->tot_len);
@@ -96,13 +90,10 @@ static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct lift
 	source = bpf_ntohl(ip->saddr) >> 24;
 	if (source == 0 || source == 127 || source >= 224)
 		return STEER_SOURCE;
-	key->address = ip->daddr;
-	key->port = udp->dest;
 	flow->source[10] = flow->source[11] = flow->destination[10] = flow->destination[11] = 0xff;
 	__builtin_memcpy(&flow->source[12], &ip->saddr, 4);
 	__builtin_memcpy(&flow->destination[12], &ip->daddr, 4);
-	flow->source_port = udp->source;
-	flow->destination_port = udp->dest;
+	__builtin_memcpy(&flow->source_port, udp, 4);
 	return STEER_LIFT;
 }
 
@@ -111,8 +102,12 @@ static __always_inline int is_extension(__u8 next)
 	return next == 0 || next == 43 || next == 44 || next == 50 || next == 51 || next == 60 || next == 135;
 }
 
-static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct lift6_key *key,
-					struct flow_key *flow)
+static __always_inline int is_tag(__be16 proto)
+{
+	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
+}
+
+static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 len;
@@ -128,15 +123,14 @@ static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct li
 	len = bpf_ntohs(ip->payload_len);
 	if (len > end - (void *)udp || bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > len)
 		return STEER_TRUNCATED;
-	__builtin_memcpy(flow->source, &ip->saddr, 16);
-	if (flow->source[0] == 0xff || (!ip->saddr.s6_addr32[0] && !ip->saddr.s6_addr32[1] &&
-					!ip->saddr.s6_addr32[2] && ip->saddr.s6_addr32[3] <= bpf_htonl(1)))
+	/* ::/64 holds ::, ::1 and the IPv4-mapped addresses that keys of IPv4 are made of. */
+	if (ip->saddr.s6_addr[0] == 0xff || (!ip->saddr.s6_addr32[0] && !ip->saddr.s6_addr32[1]))
 		return STEER_SOURCE;
-	__builtin_memcpy(key->address, &ip->daddr, 16);
-	key->port = udp->dest;
+	if (!ip->daddr.s6_addr32[0] && !ip->daddr.s6_addr32[1])
+		return STEER_ADDRESS;
+	__builtin_memcpy(flow->source, &ip->saddr, 16);
 	__builtin_memcpy(flow->destination, &ip->daddr, 16);
-	flow->source_port = udp->source;
-	flow->destination_port = udp->dest;
+	__builtin_memcpy(&flow->source_port, udp, 4);
 	return STEER_LIFT;
 }
 
@@ -158,15 +152,13 @@ SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct lift4_key key4 = {};
-	struct lift6_key key6 = {};
+	__u32 queue = ctx->rx_queue_index;
 	struct flow_key flow = {};
+	struct lift_key key = {};
 	struct ethhdr *eth = data;
 	struct lift_rule *rule;
-	void *ip = eth + 1;
 	__u64 len = end - data;
-	__u16 vlan = 0;
-	__u32 queue;
+	void *ip = eth + 1;
 	__be16 proto;
 	int verdict;
 
@@ -178,37 +170,33 @@ int steer(struct xdp_md *ctx)
 		return count(STEER_RODE, 0);
 	}
 	proto = eth->h_proto;
-	if (proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD)) {
-		struct vlan_tag *tag = ip;
+	if (proto == bpf_htons(ETH_P_8021Q)) {
+		__be16 *tag = ip;
 
-		if ((void *)(tag + 1) > end)
+		if ((void *)(tag + 2) > end)
 			return count(STEER_TRUNCATED, 0);
-		vlan = bpf_ntohs(tag->tci) & 0xfff;
-		/* Devices are told apart by id alone, so only 802.1Q counts as one. */
-		if (proto != bpf_htons(ETH_P_8021Q))
-			return count(STEER_VLAN, 0);
-		proto = tag->proto;
-		ip = tag + 1;
+		key.vlan = bpf_ntohs(tag[0]) & 0xfff;
+		proto = tag[1];
+		ip = tag + 2;
 	}
 	if (proto == bpf_htons(ETH_P_IP))
-		verdict = ipv4_verdict(ip, end, &key4, &flow);
+		verdict = ipv4_verdict(ip, end, &flow);
 	else if (proto == bpf_htons(ETH_P_IPV6))
-		verdict = ipv6_verdict(ip, end, &key6, &flow);
+		verdict = ipv6_verdict(ip, end, &flow);
 	else
-		verdict = proto == bpf_htons(ETH_P_8021Q) ? STEER_VLAN : STEER_NOT_IP;
+		verdict = is_tag(proto) ? STEER_VLAN : STEER_NOT_IP;
 	if (verdict == STEER_LIFT)
 		verdict = frame_verdict(eth, len);
 	if (verdict != STEER_LIFT)
 		return count(verdict, 0);
 
-	key4.vlan = key6.vlan = vlan;
-	rule = proto == bpf_htons(ETH_P_IP) ? bpf_map_lookup_elem(&lift4, &key4) :
-					      bpf_map_lookup_elem(&lift6, &key6);
+	__builtin_memcpy(key.address, flow.destination, sizeof(key.address));
+	key.port = flow.destination_port;
+	rule = bpf_map_lookup_elem(&lift, &key);
 	if (!rule)
-		return count(vlan ? STEER_VLAN : STEER_ADDRESS, 0);
+		return count(key.vlan ? STEER_VLAN : STEER_ADDRESS, 0);
 	if ((rule->flags & LIFT_ADMIT_FLOW) && !bpf_map_lookup_elem(&admitted, &flow))
 		return count(STEER_UNADMITTED, 0);
-	queue = ctx->rx_queue_index;
 	if (!bpf_map_lookup_elem(&xsks, &queue))
 		return count(STEER_NO_RING, 0);
 	if (rule->flags & LIFT_TIMESTAMP)

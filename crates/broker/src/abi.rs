@@ -21,19 +21,10 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// `struct lift4_key`.
+/// `struct lift_key`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Lift4Key {
-    address: [u8; 4],
-    port: [u8; 2],
-    vlan: u16,
-}
-
-/// `struct lift6_key`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Lift6Key {
+pub(crate) struct LiftKey {
     address: [u8; 16],
     port: [u8; 2],
     vlan: u16,
@@ -60,8 +51,7 @@ pub(crate) struct SteerDevice {
 
 const _: () = {
     assert!(size_of::<Counter>() == 16 && offset_of!(Counter, bytes) == 8);
-    assert!(size_of::<Lift4Key>() == 8 && offset_of!(Lift4Key, port) == 4 && offset_of!(Lift4Key, vlan) == 6);
-    assert!(size_of::<Lift6Key>() == 20 && offset_of!(Lift6Key, port) == 16 && offset_of!(Lift6Key, vlan) == 18);
+    assert!(size_of::<LiftKey>() == 20 && offset_of!(LiftKey, port) == 16 && offset_of!(LiftKey, vlan) == 18);
     assert!(size_of::<FlowKey>() == 36 && offset_of!(FlowKey, source_port) == 32);
     assert!(size_of::<SteerDevice>() == 12 && offset_of!(SteerDevice, max_frame) == 8);
 };
@@ -69,26 +59,15 @@ const _: () = {
 // SAFETY: plain integers without padding.
 unsafe impl aya::Pod for Counter {}
 // SAFETY: plain integers without padding.
-unsafe impl aya::Pod for Lift4Key {}
-// SAFETY: plain integers without padding.
-unsafe impl aya::Pod for Lift6Key {}
+unsafe impl aya::Pod for LiftKey {}
 // SAFETY: plain integers without padding.
 unsafe impl aya::Pod for FlowKey {}
 // SAFETY: plain integers without padding.
 unsafe impl aya::Pod for SteerDevice {}
 
-pub(crate) enum LiftKey {
-    V4(Lift4Key),
-    V6(Lift6Key),
-}
-
 impl From<Key> for LiftKey {
     fn from(Key { address, port, vlan }: Key) -> Self {
-        let port = port.to_be_bytes();
-        match address {
-            IpAddr::V4(ip) => Self::V4(Lift4Key { address: ip.octets(), port, vlan }),
-            IpAddr::V6(ip) => Self::V6(Lift6Key { address: ip.octets(), port, vlan }),
-        }
+        Self { address: mapped(address), port: port.to_be_bytes(), vlan }
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::{error::Error, netlink::Route, sys};
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+    link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -97,7 +99,12 @@ impl Inventory {
             let owner = message.header.index;
             let (lower, vlan) = devices.get(&owner).and_then(|d| d.vlan).unwrap_or((owner, 0));
             if let Some(device) = devices.get_mut(&lower) {
-                device.addresses.extend(ips(message).map(|(ip, broadcast)| Address { ip, vlan, owner, broadcast }));
+                device.addresses.extend(ips(message).map(|(ip, broadcast)| Address {
+                    ip,
+                    vlan,
+                    owner,
+                    broadcast,
+                }));
             }
         }
         for device in devices.values_mut() {
@@ -250,7 +257,8 @@ mod tests {
     }
 
     fn vlan(lower: u32, id: u16) -> Vec<LinkAttribute> {
-        let info = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(id)]))];
+        let info =
+            vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(id)]))];
         vec![LinkAttribute::Link(lower), LinkAttribute::LinkInfo(info)]
     }
 
@@ -261,7 +269,8 @@ mod tests {
         let broadcast = AddressAttribute::Broadcast("10.0.0.255".parse().unwrap());
         let addresses = [address(3, vec![AddressAttribute::Local(ip), broadcast])];
         let inventory = Inventory::of(&links, &addresses);
-        let found: Vec<_> = inventory.0[&2].addresses.iter().map(|a| (a.ip.to_string(), a.vlan, a.owner)).collect();
+        let found: Vec<_> =
+            inventory.0[&2].addresses.iter().map(|a| (a.ip.to_string(), a.vlan, a.owner)).collect();
         let expected = ["10.0.0.1", "10.0.0.255", "255.255.255.255"].map(|ip| (ip.to_string(), 7, 3));
         assert_eq!(found, expected);
         assert!(inventory.0[&2].carries(3, &inventory));

@@ -31,14 +31,17 @@ impl Endpoint {
     pub(crate) fn examine(fd: BorrowedFd<'_>, netns_cookie: Option<u64>) -> io::Result<Self> {
         let option = |name| sys::option_i32(fd, libc::SOL_SOCKET, name);
         let domain = option(libc::SO_DOMAIN)?;
-        let udp = option(libc::SO_TYPE)? == libc::SOCK_DGRAM && option(libc::SO_PROTOCOL)? == libc::IPPROTO_UDP;
+        let udp =
+            option(libc::SO_TYPE)? == libc::SOCK_DGRAM && option(libc::SO_PROTOCOL)? == libc::IPPROTO_UDP;
         if !udp || !matches!(domain, libc::AF_INET | libc::AF_INET6) || netns(fd) != netns_cookie {
             return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
         }
         let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
-        let (local, scope) = socket_address(&address).ok_or(io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
+        let (local, scope) =
+            socket_address(&address).ok_or(io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
         let peer = getpeername::<SockaddrStorage>(fd.as_raw_fd()).ok();
-        let v6only = domain == libc::AF_INET6 && sys::option_i32(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0;
+        let v6only =
+            domain == libc::AF_INET6 && sys::option_i32(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0;
         let device = option(libc::SO_BINDTOIFINDEX)? as u32;
         Ok(Self {
             cookie: sys::option_u64(fd, libc::SOL_SOCKET, libc::SO_COOKIE)?,

@@ -42,9 +42,16 @@ pub fn find_shim() -> Result<PathBuf, Error> {
     }
     let executable = env::current_exe().context("find this executable (/proc/self/exe)")?;
     let directory = executable.parent().unwrap_or(Path::new("/"));
-    let places = [directory.join(SHIM), directory.join("../lib").join(SHIM), directory.join("../lib/hoist").join(SHIM)];
+    let places = [
+        directory.join(SHIM),
+        directory.join("../lib").join(SHIM),
+        directory.join("../lib/hoist").join(SHIM),
+    ];
     places.iter().find_map(|path| path.canonicalize().ok()).ok_or_else(|| {
-        Error::Other(format!("{SHIM} is neither next to {} nor in ../lib: set {SHIM_ENV} to its path", executable.display()))
+        Error::Other(format!(
+            "{SHIM} is neither next to {} nor in ../lib: set {SHIM_ENV} to its path",
+            executable.display()
+        ))
     })
 }
 
@@ -98,10 +105,15 @@ impl Launch {
         let inherited = match &self.shim {
             None => None,
             Some(shim) => {
-                copy = self.user.as_ref().and_then(|_| (!world_readable(shim)).then(|| ShimCopy::make(shim))).transpose()?;
+                copy = self
+                    .user
+                    .as_ref()
+                    .and_then(|_| (!world_readable(shim)).then(|| ShimCopy::make(shim)))
+                    .transpose()?;
                 let shim = copy.as_ref().map_or(shim, |copy| &copy.file);
                 command.env("LD_PRELOAD", preload(shim, env::var_os("LD_PRELOAD")));
-                let inherited = sys::copy_high(broker.as_fd(), HIGH_FD).context("inherit the broker's socket")?;
+                let inherited =
+                    sys::copy_high(broker.as_fd(), HIGH_FD).context("inherit the broker's socket")?;
                 command.env(ENV_FD, inherited.as_raw_fd().to_string());
                 Some(inherited)
             }
@@ -152,18 +164,24 @@ const COPY_PLACES: [&str; 3] = [RUN_DIR, "/var/tmp", "/tmp"];
 impl ShimCopy {
     fn make(shim: &Path) -> Result<Self, Error> {
         let executable = |place: &&&str| {
-            nix::sys::statvfs::statvfs(**place).is_ok_and(|s| !s.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC))
+            nix::sys::statvfs::statvfs(**place)
+                .is_ok_and(|s| !s.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC))
         };
         let place = COPY_PLACES.iter().find(executable).ok_or_else(|| {
             Error::Other(format!("{}: not readable for the user, and nowhere to copy it to", shim.display()))
         })?;
         let directory = Path::new(place).join(format!("hoist-shim-{}", std::process::id()));
         // Made anew and by us alone: a directory that is there already may be another user's.
-        fs::DirBuilder::new().mode(0o755).create(&directory).context(format!("make {}", directory.display()))?;
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&directory)
+            .context(format!("make {}", directory.display()))?;
         let copy = Self { file: directory.join(SHIM), directory };
-        fs::set_permissions(&copy.directory, fs::Permissions::from_mode(0o755)).context("open a directory to all")?;
+        fs::set_permissions(&copy.directory, fs::Permissions::from_mode(0o755))
+            .context("open a directory to all")?;
         fs::copy(shim, &copy.file).context(format!("copy the shim to {}", copy.file.display()))?;
-        fs::set_permissions(&copy.file, fs::Permissions::from_mode(0o644)).context("open the shim's copy to all")?;
+        fs::set_permissions(&copy.file, fs::Permissions::from_mode(0o644))
+            .context("open the shim's copy to all")?;
         Ok(copy)
     }
 }
@@ -180,7 +198,10 @@ pub(crate) fn sweep_copies() {
     let own = nix::unistd::geteuid().as_raw();
     for entry in COPY_PLACES.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("hoist-shim-")).and_then(|pid| pid.parse::<u32>().ok());
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("hoist-shim-"))
+            .and_then(|pid| pid.parse::<u32>().ok());
         let Some(pid) = pid else { continue };
         let ours = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
         if ours && !Path::new(&format!("/proc/{pid}")).exists() {

@@ -80,9 +80,16 @@ impl Lease {
     }
 
     /// Binds one socket to every queue of `device` and puts it in steer's map. All or none.
-    pub(crate) fn add(&mut self, device: &Device, steer: &mut Steer, mode: Mode, page: &StatsPage) -> Result<(), Error> {
+    pub(crate) fn add(
+        &mut self,
+        device: &Device,
+        steer: &mut Steer,
+        mode: Mode,
+        page: &StatsPage,
+    ) -> Result<(), Error> {
         let before = self.rings.len();
-        let done = (0..device::rx_queues(device)).try_for_each(|queue| self.add_ring(device, queue, mode, before));
+        let done =
+            (0..device::rx_queues(device)).try_for_each(|queue| self.add_ring(device, queue, mode, before));
         let done = done.and_then(|()| {
             let new = &self.rings[before..];
             new.iter().try_for_each(|ring| steer.set_ring(ring.info.queue, ring.socket.as_fd()))
@@ -99,10 +106,19 @@ impl Lease {
         Ok(())
     }
 
-    fn add_ring(&mut self, device: &Device, queue: u32, mode: Mode, first_of_device: usize) -> Result<(), Error> {
+    fn add_ring(
+        &mut self,
+        device: &Device,
+        queue: u32,
+        mode: Mode,
+        first_of_device: usize,
+    ) -> Result<(), Error> {
         let ring = self.rings.len() as u32;
         if (ring + 1) * self.per_ring > self.umem.frames() {
-            return Err(Error::Other(format!("{}: more receive queues than hoist has rings for", device.name)));
+            return Err(Error::Other(format!(
+                "{}: more receive queues than hoist has rings for",
+                device.name
+            )));
         }
         let info = RingInfo {
             ring,
@@ -133,7 +149,11 @@ impl Lease {
 
     /// Gives packets that nobody took to the stack and counts the frames. Call it when nothing is lifted any more and a grace
     /// period has passed.
-    pub(crate) fn end<'t>(self, page: &StatsPage, tap: impl Fn(u32) -> Option<(&'t Tap, bool)>) -> Vec<Ended> {
+    pub(crate) fn end<'t>(
+        self,
+        page: &StatsPage,
+        tap: impl Fn(u32) -> Option<(&'t Tap, bool)>,
+    ) -> Vec<Ended> {
         let umem = &self.umem;
         self.rings.iter().filter_map(|ring| ring.end(umem, page, tap(ring.info.ifindex)).ok()).collect()
     }
@@ -172,7 +192,12 @@ impl Ring {
         }
     }
 
-    fn end(&self, umem: &Umem, page: &StatsPage, tap: Option<(&Tap, bool)>) -> Result<Ended, hoist_xsk::Error> {
+    fn end(
+        &self,
+        umem: &Umem,
+        page: &StatsPage,
+        tap: Option<(&Tap, bool)>,
+    ) -> Result<Ended, hoist_xsk::Error> {
         let mut rx = RxRing::map(self.socket.as_fd(), self.info.rx_size)?;
         let fill = FillRing::map(self.socket.as_fd(), self.info.fill_size)?;
         let frames = self.frames(page, &fill, &rx);

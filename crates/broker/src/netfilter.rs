@@ -79,7 +79,9 @@ mod tests {
 
     fn chain(hook: u32, rules: u32) -> Vec<u8> {
         let nested = attribute(NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
-        let body = [attribute(NFTA_CHAIN_HOOK | 0x8000, &nested), attribute(NFTA_CHAIN_USE, &rules.to_be_bytes())].concat();
+        let body =
+            [attribute(NFTA_CHAIN_HOOK | 0x8000, &nested), attribute(NFTA_CHAIN_USE, &rules.to_be_bytes())]
+                .concat();
         let mut bytes = vec![0; 20];
         bytes[..4].copy_from_slice(&((20 + body.len()) as u32).to_ne_bytes());
         bytes[4..6].copy_from_slice(&NFT_MSG_NEWCHAIN.to_ne_bytes());

@@ -92,7 +92,9 @@ impl Channel {
     pub(crate) fn group(&mut self, cookie: u64, join: bool, membership: Membership) -> bool {
         let known: usize = self.groups.values().map(Vec::len).sum();
         let groups = self.groups.entry(cookie).or_default();
-        groups.retain(|m| *m != membership && !(!join && membership.ifindex == 0 && m.group == membership.group));
+        groups.retain(|m| {
+            *m != membership && !(!join && membership.ifindex == 0 && m.group == membership.group)
+        });
         if join && known < GROUPS {
             groups.push(membership);
         }
@@ -115,7 +117,9 @@ impl Channel {
     /// Lifted or why not: the broker's word, or the shim's if the broker has nothing against it.
     pub(crate) fn reason(&self, socket: &Registered) -> Reason {
         match socket.verdict {
-            Reason::Lifted => Reason::try_from(self.stats(socket).reason.load(Relaxed)).unwrap_or(Reason::Lifted),
+            Reason::Lifted => {
+                Reason::try_from(self.stats(socket).reason.load(Relaxed)).unwrap_or(Reason::Lifted)
+            }
             verdict => verdict,
         }
     }

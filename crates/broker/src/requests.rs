@@ -38,7 +38,7 @@ impl Broker {
         for _ in 0..TURN {
             let mut bytes = [0; MAX_MESSAGE];
             match recv_with_fds(self.inherited.as_fd(), &mut bytes, libc::MSG_DONTWAIT) {
-                Ok((0, _)) => return self.inherited_closed(),
+                Ok((0, _)) if hung_up(self.inherited.as_fd()) => return self.stop_accepting(),
                 Ok((len, fds)) => self.hello(&bytes[..len], fds),
                 Err(Errno(libc::EMSGSIZE)) => {}
                 Err(_) => return,
@@ -48,7 +48,9 @@ impl Broker {
 
     fn hello(&mut self, bytes: &[u8], mut fds: Fds) {
         let Some(socket) = fds[0].take() else {
-            return self.say("a process said Hello without a socket: raise the limit of open files (ulimit -n)?".into());
+            return self.say(
+                "a process said Hello without a socket: raise the limit of open files (ulimit -n)?".into(),
+            );
         };
         let welcomed = match Request::decode(bytes) {
             Ok(Request::Hello { version: VERSION }) => self.welcome(socket),
@@ -82,11 +84,6 @@ impl Broker {
         self.add_channel(|_| Channel::new(socket, pidfd, pid, name_of(pid), page)).map(drop)
     }
 
-    /// No process holds the inherited socket any more: nobody will say Hello.
-    fn inherited_closed(&mut self) {
-        self.stop_accepting();
-    }
-
     /// Messages of one process.
     pub(crate) fn serve(&mut self, id: u64) {
         for _ in 0..TURN {
@@ -94,7 +91,9 @@ impl Broker {
             let mut bytes = [0; MAX_MESSAGE];
             let served = match recv_with_fds(channel.socket.as_fd(), &mut bytes, libc::MSG_DONTWAIT) {
                 Err(Errno(libc::EAGAIN)) => return,
-                Ok((0, _)) | Err(Errno(libc::ECONNRESET)) => return self.close_channel(id),
+                // A message may be empty, too: only a hang-up is the end.
+                Ok((0, _)) if hung_up(channel.socket.as_fd()) => return self.close_channel(id),
+                Err(Errno(libc::ECONNRESET)) => return self.close_channel(id),
                 Ok((len, fds)) => self.request(id, &bytes[..len], fds),
                 Err(errno) => Err(Error::Other(format!("receive a request: {errno}"))),
             };
@@ -107,10 +106,13 @@ impl Broker {
     }
 
     fn request(&mut self, id: u64, bytes: &[u8], mut fds: Fds) -> Result<(), Error> {
-        let request = Request::decode(bytes).map_err(|e| Error::Other(format!("a request made no sense: {e}")))?;
+        let request =
+            Request::decode(bytes).map_err(|e| Error::Other(format!("a request made no sense: {e}")))?;
         let answer = match request {
             Request::Hello { .. } => return Err(Error::Other("it said Hello twice".into())),
-            Request::Register { cookie, timestamps } => self.register(id, cookie, timestamps, fds[0].take())?,
+            Request::Register { cookie, timestamps } => {
+                self.register(id, cookie, timestamps, fds[0].take())?
+            }
             Request::Unregister { cookie } => {
                 self.forget(id, cookie);
                 Reply::Done
@@ -130,7 +132,13 @@ impl Broker {
         reply(channel.socket.as_fd(), message, fds).context("answer a request")
     }
 
-    fn register(&mut self, id: u64, cookie: u64, timestamps: bool, fd: Option<OwnedFd>) -> Result<Reply, Error> {
+    fn register(
+        &mut self,
+        id: u64,
+        cookie: u64,
+        timestamps: bool,
+        fd: Option<OwnedFd>,
+    ) -> Result<Reply, Error> {
         let refused = |errno: i32| Ok(Reply::Refused { errno: errno as u32 });
         let Some(fd) = fd else { return refused(libc::EBADF) };
         let endpoint = match Endpoint::examine(fd.as_fd(), self.netns) {
@@ -164,7 +172,14 @@ impl Broker {
         let places = if verdict == Reason::Lifted { self.places() } else { Vec::new() };
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(verdict) };
         let keys = expand(&channel.want(endpoint), &places);
-        let new = Registered { endpoint: endpoint.clone(), slot, verdict, timestamps, keys: keys.clone(), missed: 0 };
+        let new = Registered {
+            endpoint: endpoint.clone(),
+            slot,
+            verdict,
+            timestamps,
+            keys: keys.clone(),
+            missed: 0,
+        };
         let old = channel.sockets.insert(endpoint.cookie, new);
         let ops = self.table.add(&keys, timestamps);
         self.apply(ops);
@@ -243,7 +258,10 @@ impl Broker {
 
     fn ensure_rings(&mut self, id: u64, devices: &[Device]) -> Result<(), Error> {
         if self.lease.is_none() {
-            let all = self.inventory.candidates(&self.config.devices).filter(|d| !self.broken.contains_key(&d.ifindex));
+            let all = self
+                .inventory
+                .candidates(&self.config.devices)
+                .filter(|d| !self.broken.contains_key(&d.ifindex));
             let rings = all.map(rings_of).sum();
             self.lease = Some(Lease::new(id, rings)?);
         }
@@ -276,7 +294,10 @@ impl Broker {
         if lease.has(device.ifindex) {
             return Ok(());
         }
-        lease.add(device, &mut steered.steer, self.config.mode, &channel.page)
+        lease.add(device, &mut steered.steer, self.config.mode, &channel.page)?;
+        let first = lease.rings.iter().find(|ring| ring.info.ifindex == device.ifindex);
+        steered.bound = first.map(|ring| (ring.zero_copy, ring.refused.clone()));
+        Ok(())
     }
 
     /// Sends what the process does not know yet: UMEM, devices, rings.

@@ -47,7 +47,8 @@ pub struct Place {
 impl Place {
     /// What rules need to know of `device`.
     pub fn of(device: &Device, all: &BTreeMap<u32, Device>) -> Self {
-        let above = |d: &Device| d.vlan.filter(|&(lower, _)| lower == device.ifindex).map(|(_, id)| (d.ifindex, id));
+        let above =
+            |d: &Device| d.vlan.filter(|&(lower, _)| lower == device.ifindex).map(|(_, id)| (d.ifindex, id));
         let vlans = all.values().filter_map(above).collect();
         Self { ifindex: device.ifindex, addresses: device.addresses.clone(), vlans }
     }

@@ -86,6 +86,8 @@ pub(crate) struct Steered {
     pub(crate) generic: Option<String>,
     pub(crate) partial_checksum: bool,
     pub(crate) driver: String,
+    /// How its last rings were bound: zero-copy or not, and why not.
+    pub(crate) bound: Option<(bool, Option<String>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -171,8 +173,9 @@ impl Broker {
         let monitor = netlink::monitor()?;
         let inventory = Inventory::load(&route)?;
         check_named(&inventory, &config.devices)?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-            .context("make a timer")?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+                .context("make a timer")?;
         let every = Expiration::Interval(TimeSpec::from(WATCH));
         timer.set(every, TimerSetTimeFlags::empty()).context("set a timer")?;
         let diag = SockDiag::open()?;
@@ -227,7 +230,9 @@ impl Broker {
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> Result<(), Error> {
-        self.poll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.token())).context("watch a descriptor (epoll)")
+        self.poll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.token()))
+            .context("watch a descriptor (epoll)")
     }
 
     /// Attaches to every device in question now, not when the first socket needs it, and says what stands in the way.
@@ -241,7 +246,9 @@ impl Broker {
         }
         let why: Vec<_> = self.broken.values().cloned().collect();
         match self.steered.is_empty() {
-            true if why.is_empty() => Err(Error::Other("no device is up that packets can be lifted from".into())),
+            true if why.is_empty() => {
+                Err(Error::Other("no device is up that packets can be lifted from".into()))
+            }
             true => Err(Error::Other(why.join("; "))),
             false => Ok(()),
         }
@@ -305,7 +312,8 @@ impl Broker {
 
     /// The process is gone, or has closed its end.
     pub(crate) fn close_channel(&mut self, id: u64) {
-        let cookies: Vec<u64> = self.channels.get(&id).map(|c| c.sockets.keys().copied().collect()).unwrap_or_default();
+        let cookies: Vec<u64> =
+            self.channels.get(&id).map(|c| c.sockets.keys().copied().collect()).unwrap_or_default();
         for &cookie in &cookies {
             self.withdraw(id, cookie);
         }
@@ -341,7 +349,10 @@ impl Broker {
         let taps = |ifindex| self.steered.get(&ifindex).map(|s| (&s.tap, s.partial_checksum));
         let page = &channel.page;
         let ended = lease.end(page, taps);
-        let counts: Vec<_> = ended.iter().map(|e| self.ring_status(page, e.info.ring, e.info.ifindex, e.info.queue, e.statistics)).collect();
+        let counts: Vec<_> = ended
+            .iter()
+            .map(|e| self.ring_status(page, e.info.ring, e.info.ifindex, e.info.queue, e.statistics))
+            .collect();
         self.leases_ended += 1;
         for (ended, mut count) in ended.into_iter().zip(counts) {
             count.rode += ended.rode;
@@ -353,7 +364,10 @@ impl Broker {
         let leaked = ended.frames.leaked();
         self.leaked_frames += leaked;
         if leaked != 0 {
-            let text = format!("{} queue {}: {leaked} frames unaccounted for: {:?}", count.device, count.queue, ended.frames);
+            let text = format!(
+                "{} queue {}: {leaked} frames unaccounted for: {:?}",
+                count.device, count.queue, ended.frames
+            );
             self.say(text);
         }
         let sum = self.past_rings.entry((count.device.clone(), count.queue)).or_default();
@@ -429,7 +443,9 @@ impl Broker {
 
     /// Removes the rules of one socket.
     pub(crate) fn withdraw(&mut self, id: u64, cookie: u64) {
-        let Some(socket) = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie)) else { return };
+        let Some(socket) = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie)) else {
+            return;
+        };
         let (keys, timestamps) = (std::mem::take(&mut socket.keys), socket.timestamps);
         let ops = self.table.remove(&keys, timestamps);
         self.apply(ops);
@@ -441,8 +457,12 @@ impl Broker {
         let places = self.places();
         let Some(channel) = self.channels.get_mut(&owner) else { return };
         let mut changes = Vec::new();
-        let lifted: Vec<u64> =
-            channel.sockets.iter().filter(|(_, s)| s.verdict == Reason::Lifted).map(|(cookie, _)| *cookie).collect();
+        let lifted: Vec<u64> = channel
+            .sockets
+            .iter()
+            .filter(|(_, s)| s.verdict == Reason::Lifted)
+            .map(|(cookie, _)| *cookie)
+            .collect();
         for cookie in lifted {
             let Some(endpoint) = channel.sockets.get(&cookie).map(|s| s.endpoint.clone()) else { continue };
             let keys = expand(&channel.want(&endpoint), &places);
@@ -470,7 +490,8 @@ impl Broker {
             return;
         }
         self.inventory = inventory;
-        let gone: Vec<u32> = self.steered.iter().filter(|(index, s)| !self.still_ours(**index, s)).map(|(i, _)| *i).collect();
+        let gone: Vec<u32> =
+            self.steered.iter().filter(|(index, s)| !self.still_ours(**index, s)).map(|(i, _)| *i).collect();
         for ifindex in gone {
             self.lose_device(ifindex);
         }
@@ -491,7 +512,9 @@ impl Broker {
 
     /// The device was removed or steer was detached from it by another hand.
     fn lose_device(&mut self, ifindex: u32) {
-        self.say(format!("interface {ifindex}: the device or its XDP program is gone; its sockets go on through the kernel"));
+        self.say(format!(
+            "interface {ifindex}: the device or its XDP program is gone; its sockets go on through the kernel"
+        ));
         self.steered.remove(&ifindex);
         self.table.forget(ifindex);
         let gone = self.lease.as_mut().map(|lease| lease.drop_device(ifindex)).unwrap_or_default();
@@ -509,7 +532,8 @@ impl Broker {
     /// Once a second: sockets of other processes on lifted ports, and lifted sockets that are no more.
     fn look_for_strangers(&mut self) {
         let Some(owner) = self.lease.as_ref().map(|lease| lease.owner) else { return };
-        let lifted = self.channels.get(&owner).is_some_and(|c| c.sockets.values().any(|s| !s.keys.is_empty()));
+        let lifted =
+            self.channels.get(&owner).is_some_and(|c| c.sockets.values().any(|s| !s.keys.is_empty()));
         if !lifted {
             return;
         }
@@ -604,10 +628,18 @@ impl Broker {
 
     fn ring_statuses(&self) -> Vec<RingStatus> {
         let mut rings = self.past_rings.clone();
-        if let Some((lease, channel)) = self.lease.as_ref().and_then(|l| Some((l, self.channels.get(&l.owner)?))) {
+        if let Some((lease, channel)) =
+            self.lease.as_ref().and_then(|l| Some((l, self.channels.get(&l.owner)?)))
+        {
             for ring in &lease.rings {
                 let kernel = ring.socket.statistics().unwrap_or_default();
-                let count = self.ring_status(&channel.page, ring.info.ring, ring.info.ifindex, ring.info.queue, kernel);
+                let count = self.ring_status(
+                    &channel.page,
+                    ring.info.ring,
+                    ring.info.ifindex,
+                    ring.info.queue,
+                    kernel,
+                );
                 let sum = rings.entry((count.device.clone(), count.queue)).or_default();
                 sum.device.clone_from(&count.device);
                 sum.queue = count.queue;
@@ -630,21 +662,23 @@ impl Broker {
 
     fn device_status(&self, device: &Device) -> DeviceStatus {
         let unattached = || self.broken.get(&device.ifindex).cloned().or_else(|| device.unfit());
-        let rings = self.lease.iter().flat_map(|l| &l.rings).find(|ring| ring.info.ifindex == device.ifindex);
         let mut status = DeviceStatus {
             name: device.name.clone(),
             ifindex: device.ifindex,
             driver: sys::driver(&device.name).unwrap_or_default(),
             xdp: "none".into(),
             xdp_reason: unattached(),
-            mode: rings.map_or("none", |ring| if ring.zero_copy { "zero-copy" } else { "copy" }).into(),
-            mode_reason: rings.and_then(|ring| ring.refused.clone()),
+            mode: "none".into(),
             ..DeviceStatus::default()
         };
         let Some(steered) = self.steered.get(&device.ifindex) else { return status };
         status.driver.clone_from(&steered.driver);
         status.xdp = if steered.generic.is_some() { "generic" } else { "native" }.into();
         status.xdp_reason.clone_from(&steered.generic);
+        if let Some((zero_copy, refused)) = &steered.bound {
+            status.mode = if *zero_copy { "zero-copy" } else { "copy" }.into();
+            status.mode_reason.clone_from(refused);
+        }
         for (verdict, count) in steered.steer.counters().unwrap_or_default() {
             if is_pass(verdict) {
                 status.passed.push(PassedStatus { reason: verdict.word().into(), packets: count.packets });
@@ -674,7 +708,14 @@ fn steer_device(route: &Route, config: &Config, device: &Device) -> Result<Steer
     let driver = sys::driver(&device.name).unwrap_or_else(|| device.kind.clone());
     // A veth hands over what the peer's stack left to hardware; in generic mode any skb may be such.
     let partial_checksum = driver == "veth" || attached.generic.is_some();
-    Ok(Steered { steer: attached.steer, tap, generic: attached.generic, partial_checksum, driver })
+    Ok(Steered {
+        steer: attached.steer,
+        tap,
+        generic: attached.generic,
+        partial_checksum,
+        driver,
+        bound: None,
+    })
 }
 
 fn process_status(channel: &Channel, holds_rings: bool) -> ProcessStatus {

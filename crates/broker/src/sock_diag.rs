@@ -2,7 +2,8 @@
 
 use crate::{
     error::{Context, Error},
-    netlink, rules::Want,
+    netlink,
+    rules::Want,
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 use std::{
@@ -30,7 +31,8 @@ pub(crate) struct Entry {
 impl Entry {
     /// Whether Linux could deliver a packet meant for `want` to this socket.
     pub(crate) fn meets(&self, want: &Want) -> bool {
-        let own = Want { local: self.local, dual: self.dual, port: self.port, ifindex: 0, groups: Vec::new() };
+        let own =
+            Want { local: self.local, dual: self.dual, port: self.port, ifindex: 0, groups: Vec::new() };
         let both_any = self.local.is_unspecified() && want.local.is_unspecified();
         let families_meet = self.local.is_ipv4() == want.local.is_ipv4() || self.dual || want.dual;
         self.port == want.port
@@ -50,7 +52,10 @@ impl SockDiag {
     pub(crate) fn udp(&self, port: Option<u16>) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let list = self.0.send(&request(family as u8, port.unwrap_or(0)), 0).and_then(|_| self.collect(&mut entries));
+            let list = self
+                .0
+                .send(&request(family as u8, port.unwrap_or(0)), 0)
+                .and_then(|_| self.collect(&mut entries));
             list.context("list the UDP sockets (sock_diag)")?;
         }
         Ok(entries)
@@ -83,7 +88,11 @@ fn parse(mut bytes: &[u8], entries: &mut Vec<Entry>) -> io::Result<bool> {
         let message = bytes.get(..len).filter(|m| m.len() >= 16).ok_or(io::ErrorKind::InvalidData)?;
         match u16::from_ne_bytes([bytes[4], bytes[5]]) {
             3 => return Ok(false),
-            2 => return Err(io::Error::from_raw_os_error(-(u32_at(message.get(..20).ok_or(io::ErrorKind::InvalidData)?, 16) as i32))),
+            2 => {
+                return Err(io::Error::from_raw_os_error(
+                    -(u32_at(message.get(..20).ok_or(io::ErrorKind::InvalidData)?, 16) as i32),
+                ));
+            }
             SOCK_DIAG_BY_FAMILY => entries.extend(entry(message)),
             _ => {}
         }
@@ -139,7 +148,10 @@ mod tests {
         let v6 = UdpSocket::bind(("::1", port)).unwrap();
         let found = SockDiag::open().unwrap().udp(Some(port)).unwrap();
         let locals: Vec<_> = found.iter().map(|e| (e.local, e.port, e.dual)).collect();
-        assert_eq!(locals, [(v4.local_addr().unwrap().ip(), port, false), (v6.local_addr().unwrap().ip(), port, false)]);
+        assert_eq!(
+            locals,
+            [(v4.local_addr().unwrap().ip(), port, false), (v6.local_addr().unwrap().ip(), port, false)]
+        );
         assert!(found.iter().all(|e| e.cookie != 0 && e.inode != 0));
     }
 
@@ -153,8 +165,15 @@ mod tests {
 
     #[test]
     fn sockets_meet_when_a_packet_could_go_to_either() {
-        let entry = |local: &str, dual| Entry { local: local.parse().unwrap(), port: 53, dual, cookie: 1, inode: 1 };
-        let want = |local: &str, dual| Want { local: local.parse().unwrap(), dual, port: 53, ifindex: 0, groups: vec![] };
+        let entry =
+            |local: &str, dual| Entry { local: local.parse().unwrap(), port: 53, dual, cookie: 1, inode: 1 };
+        let want = |local: &str, dual| Want {
+            local: local.parse().unwrap(),
+            dual,
+            port: 53,
+            ifindex: 0,
+            groups: vec![],
+        };
         assert!(entry("0.0.0.0", false).meets(&want("10.0.0.1", false)));
         assert!(entry("10.0.0.1", false).meets(&want("0.0.0.0", false)));
         assert!(entry("10.0.0.1", false).meets(&want("::", true)));

@@ -44,7 +44,7 @@ pub struct DeviceStatus {
     pub xdp: String,
     /// Why not native, or why not at all.
     pub xdp_reason: Option<String>,
-    /// `zero-copy`, `copy` or `none` while no process has rings.
+    /// `zero-copy` or `copy`, as the last rings were bound; `none` before.
     pub mode: String,
     /// Why not zero-copy.
     pub mode_reason: Option<String>,

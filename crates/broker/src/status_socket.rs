@@ -43,7 +43,8 @@ impl StatusSocket {
         // Left by a run of the same pid that was killed.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).context(format!("listen on {}", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context("close the status socket to others")?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .context("close the status socket to others")?;
         listener.set_nonblocking(true).context("set O_NONBLOCK")?;
         Ok(Self { listener, path, readers: Vec::new() })
     }
@@ -98,7 +99,9 @@ fn make_run_dir() -> io::Result<()> {
 
 /// Sockets of runs, with their pids, by pid.
 pub fn sockets() -> Vec<(u32, PathBuf)> {
-    let pid = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("run-")?.strip_suffix(".sock")?.parse().ok();
+    let pid = |path: &PathBuf| {
+        path.file_name()?.to_str()?.strip_prefix("run-")?.strip_suffix(".sock")?.parse().ok()
+    };
     let entries = fs::read_dir(RUN_DIR).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> =
         entries.map(|entry| entry.path()).filter_map(|path| Some((pid(&path)?, path))).collect();

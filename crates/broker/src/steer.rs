@@ -1,9 +1,7 @@
 //! `steer` on one device: loaded, attached, its maps.
 
 use crate::{
-    abi::{
-        Counter, FlowKey, LIFT_ADMIT_FLOW, LIFT_TIMESTAMP, Lift4Key, Lift6Key, LiftKey, SteerDevice, Verdict,
-    },
+    abi::{Counter, FlowKey, LIFT_ADMIT_FLOW, LIFT_TIMESTAMP, LiftKey, SteerDevice, Verdict},
     device::Device,
     error::{Context, Error, bpf},
     rules::{Change, Key},
@@ -53,7 +51,8 @@ impl Steer {
             return Ok(Attached { steer, generic: None });
         };
         if refused.raw_os_error() == Some(libc::EBUSY) {
-            return Err(refused).context(format!("attach steer to {}: an XDP program is attached", device.name));
+            return Err(refused)
+                .context(format!("attach steer to {}: an XDP program is attached", device.name));
         }
         let mut steer = Self::load(device, admit_flow, max_frame, true)?;
         steer
@@ -129,15 +128,9 @@ impl Steer {
             Change::Rule { timestamp } => {
                 let admit = if self.admit_flow { LIFT_ADMIT_FLOW } else { 0 };
                 let flags = admit | if timestamp { LIFT_TIMESTAMP } else { 0 };
-                match key.into() {
-                    LiftKey::V4(key) => self.hash::<Lift4Key, u32>("lift4")?.insert(key, flags, 0),
-                    LiftKey::V6(key) => self.hash::<Lift6Key, u32>("lift6")?.insert(key, flags, 0),
-                }
+                self.hash::<LiftKey, u32>("lift")?.insert(LiftKey::from(key), flags, 0)
             }
-            Change::NoRule => unless_absent(match key.into() {
-                LiftKey::V4(key) => self.hash::<Lift4Key, u32>("lift4")?.remove(&key),
-                LiftKey::V6(key) => self.hash::<Lift6Key, u32>("lift6")?.remove(&key),
-            }),
+            Change::NoRule => unless_absent(self.hash::<LiftKey, u32>("lift")?.remove(&key.into())),
         };
         done.map_err(|e| bpf("change a rule of steer", &e))
     }

@@ -35,7 +35,12 @@ fn bpf(command: usize, words: &[u32; 16]) -> io::Result<i32> {
 
 /// Attaches a program by a link, which detaches it when closed. Unlike aya's, never falls back to netlink, which would
 /// stay behind a killed broker and could replace a foreign program.
-pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, kind: u32, flags: u32) -> io::Result<OwnedFd> {
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    kind: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut words = [0; 16];
     words[..4].copy_from_slice(&[program.as_raw_fd() as u32, ifindex, kind, flags]);
     bpf(BPF_LINK_CREATE, &words).map(owned)
@@ -62,7 +67,9 @@ pub(crate) fn grace_period() -> io::Result<()> {
 fn grace_period_by_packet_socket() -> io::Result<()> {
     let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
     // SAFETY: no pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) }.into())?;
+    let fd = check(
+        unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) }.into(),
+    )?;
     drop(owned(fd));
     Ok(())
 }
@@ -184,7 +191,8 @@ pub(crate) fn forbid_io_uring() -> io::Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     let install = || {
         // SAFETY: filter and program live across the call.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
         check(result)
     };
     if install().is_ok() {
@@ -207,9 +215,8 @@ pub(crate) fn has_capabilities(path: &std::path::Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
     // SAFETY: NUL-terminated strings, and a length of 0: nothing is written.
-    let len = unsafe {
-        libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0)
-    };
+    let len =
+        unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
     len > 0
 }
 

@@ -1,0 +1,609 @@
+//! The broker against a program that the test plays: it registers sockets, maps rings, reads lifted frames and gives them
+//! back. On a veth pair of its own. Needs root.
+
+use hoist_broker::{Broker, Config, Mode, Ports, status::Status};
+use hoist_ipc::{MAX_MESSAGE, Reason, Reply, Request, RingInfo, VERSION, page::Mapped};
+use hoist_packet::udp::{ChecksumTrust, complete_checksum, parse};
+use hoist_sys::{recv_with_fds, send_with_fds};
+use hoist_wire::Testbed;
+use hoist_xsk::{ChunkSize, FillRing, RxRing, Umem};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt},
+};
+use std::{
+    io::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn testbed(mtu: u32) -> Option<Testbed> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root for network namespaces and XDP");
+        return None;
+    }
+    Some(Testbed::builder().queues(2).mtu(mtu).up().unwrap())
+}
+
+fn config() -> Config {
+    Config {
+        devices: Vec::new(),
+        udp: Ports::All,
+        admit_flow: false,
+        mode: Mode::Auto,
+        spin_us: 0,
+        command: vec!["test".into()],
+    }
+}
+
+/// A broker without a program, stepped by hand.
+struct Rig {
+    broker: Broker,
+    inherited: OwnedFd,
+}
+
+/// What a process knows of its rings.
+struct Program {
+    channel: OwnedFd,
+    page: Mapped,
+    umem: Option<Umem>,
+    tap: Option<(OwnedFd, bool)>,
+    rings: Vec<(RingInfo, OwnedFd)>,
+}
+
+impl Rig {
+    fn new(config: Config) -> Self {
+        let (broker, inherited) = Broker::start(config).unwrap();
+        Self { broker, inherited }
+    }
+
+    /// Dispatches until `done` says so.
+    #[track_caller]
+    fn until(&mut self, mut done: impl FnMut(&Broker) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(&self.broker) {
+            assert!(
+                Instant::now() < deadline,
+                "in vain; the broker says {:?}",
+                self.broker.status().messages
+            );
+            wait(self.broker.as_fd(), PollFlags::POLLIN, Duration::from_millis(200));
+            self.broker.dispatch().unwrap();
+        }
+    }
+
+    fn status(&mut self) -> Status {
+        self.broker.dispatch().unwrap();
+        self.broker.status()
+    }
+
+    #[track_caller]
+    fn hello(&mut self) -> Program {
+        let (ours, theirs) = pair();
+        let hello = Request::Hello { version: VERSION }.encode();
+        send_with_fds(self.inherited.as_fd(), hello.as_ref(), &[theirs.as_fd()]).unwrap();
+        drop(theirs);
+        let (reply, mut fds) = self.receive(ours.as_fd());
+        assert!(matches!(reply, Reply::Welcome { version: VERSION, udp: true, .. }), "{reply:?}");
+        let page = Mapped::new(fds.remove(0).as_fd()).unwrap();
+        Program { channel: ours, page, umem: None, tap: None, rings: Vec::new() }
+    }
+
+    #[track_caller]
+    fn receive(&mut self, channel: BorrowedFd<'_>) -> (Reply, Vec<OwnedFd>) {
+        self.until(|_| wait(channel, PollFlags::POLLIN, Duration::ZERO));
+        let mut bytes = [0; MAX_MESSAGE];
+        let (len, fds) = recv_with_fds(channel, &mut bytes, 0).unwrap();
+        assert!(len > 0, "the broker closed the channel: {:?}", self.broker.status().messages);
+        (Reply::decode(&bytes[..len]).unwrap(), fds.into_iter().flatten().collect())
+    }
+
+    /// Asks, takes what comes along, and returns the final reply.
+    #[track_caller]
+    fn ask(&mut self, program: &mut Program, request: Request, fds: &[BorrowedFd<'_>]) -> Reply {
+        send_with_fds(program.channel.as_fd(), request.encode().as_ref(), fds).unwrap();
+        loop {
+            let (reply, mut fds) = self.receive(program.channel.as_fd());
+            match reply {
+                Reply::Umem { frames, chunk: 2048 } => {
+                    program.umem = Some(Umem::map(fds.remove(0), frames, ChunkSize::K2).unwrap());
+                }
+                Reply::Device { partial_checksum, .. } => {
+                    program.tap = Some((fds.remove(0), partial_checksum))
+                }
+                Reply::Ring(info) => program.rings.push((info, fds.remove(0))),
+                last => return last,
+            }
+        }
+    }
+
+    #[track_caller]
+    fn register(&mut self, program: &mut Program, socket: &UdpSocket) -> Reason {
+        let request = Request::Register { cookie: cookie(socket), timestamps: false };
+        match self.ask(program, request, &[socket.as_fd()]) {
+            Reply::Registered { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn done(&mut self, program: &mut Program, request: Request) {
+        assert_eq!(self.ask(program, request, &[]), Reply::Done);
+    }
+}
+
+impl Program {
+    /// Takes the next lifted frame, whichever ring it is in, and refills the ring.
+    #[track_caller]
+    fn frame(&self) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for (info, fd) in &self.rings {
+                let mut rx = RxRing::map(fd.as_fd(), info.rx_size).unwrap();
+                if rx.available() > 0 {
+                    return self.take(*info, fd, &mut rx);
+                }
+            }
+            assert!(Instant::now() < deadline, "nothing was lifted");
+            let mut fds: Vec<_> =
+                self.rings.iter().map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
+            poll(&mut fds, PollTimeout::from(200_u16)).unwrap();
+        }
+    }
+
+    fn take(&self, info: RingInfo, fd: &OwnedFd, rx: &mut RxRing) -> Vec<u8> {
+        let umem = self.umem.as_ref().unwrap();
+        let desc = rx.peek(0).unwrap();
+        let frame = umem.packet(desc).unwrap().to_vec();
+        rx.release(1);
+        let mut fill = FillRing::map(fd.as_fd(), info.fill_size).unwrap();
+        assert!(fill.push(umem.addr_of(umem.frame_of(desc.addr).unwrap())));
+        fill.submit();
+        frame
+    }
+
+    /// Payload and destination of the next lifted datagram.
+    #[track_caller]
+    fn datagram(&self) -> (Vec<u8>, SocketAddr) {
+        let frame = self.frame();
+        let datagram = parse(&frame, ChecksumTrust::PartialAllowed).unwrap();
+        (datagram.payload_in(&frame).unwrap().to_vec(), datagram.destination.into())
+    }
+
+    fn nothing_lifted(&self) -> bool {
+        self.rings.iter().all(|(info, fd)| RxRing::map(fd.as_fd(), info.rx_size).unwrap().available() == 0)
+    }
+
+    fn give_back(&self, mut frame: Vec<u8>) {
+        complete_checksum(&mut frame).unwrap();
+        let (tap, _) = self.tap.as_ref().unwrap();
+        let mut tap = std::fs::File::from(tap.try_clone().unwrap());
+        assert_eq!(tap.write(&frame).unwrap(), frame.len());
+    }
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
+}
+
+fn wait(fd: BorrowedFd<'_>, events: PollFlags, time: Duration) -> bool {
+    let mut fds = [PollFd::new(fd, events)];
+    poll(&mut fds, PollTimeout::try_from(time).unwrap()).unwrap() > 0
+}
+
+#[expect(unsafe_code, reason = "nix has no SO_COOKIE")]
+fn cookie(socket: &UdpSocket) -> u64 {
+    let (mut cookie, mut len) = (0_u64, 8);
+    let fd = socket.as_raw_fd();
+    // SAFETY: a value of the length given.
+    let done = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    assert_eq!(done, 0);
+    cookie
+}
+
+fn bound(address: impl Into<IpAddr>, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((address.into(), port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Sends from the wire.
+fn send(tb: &Testbed, to: impl Into<IpAddr>, port: u16, payload: &[u8]) {
+    let to = SocketAddr::new(to.into(), port);
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let sent = tb.wire().enter(|| {
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        setsockopt(&socket, sockopt::Broadcast, &true).unwrap();
+        socket.send_to(payload, to).unwrap()
+    });
+    assert_eq!(sent.unwrap(), payload.len());
+}
+
+fn receive(socket: &UdpSocket) -> Vec<u8> {
+    let mut bytes = [0; 2000];
+    let len = socket.recv(&mut bytes).unwrap();
+    bytes[..len].to_vec()
+}
+
+/// Runs a test in the host's namespace.
+fn on_host(mtu: u32, test: impl FnOnce(&Testbed) + Send) {
+    if let Some(tb) = testbed(mtu) {
+        tb.host().enter(|| test(&tb)).unwrap();
+    }
+}
+
+#[test]
+fn a_registered_port_is_lifted_given_back_and_passed_again() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(Ipv4Addr::UNSPECIFIED, 5000);
+        send(tb, tb.host().v4(), 5000, b"before");
+        assert_eq!(receive(&socket), b"before");
+
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        assert_eq!(program.rings.len(), 2);
+        send(tb, tb.host().v4(), 5000, b"lifted");
+        assert_eq!(program.datagram(), (b"lifted".to_vec(), SocketAddr::new(tb.host().v4().into(), 5000)));
+
+        send(tb, tb.host().v4(), 5000, b"returned");
+        program.give_back(program.frame());
+        assert_eq!(receive(&socket), b"returned");
+
+        rig.done(&mut program, Request::Unregister { cookie: cookie(&socket) });
+        send(tb, tb.host().v4(), 5000, b"passed");
+        assert_eq!(receive(&socket), b"passed");
+        assert!(program.nothing_lifted());
+
+        let status = rig.status();
+        let device = &status.devices[0];
+        assert_eq!(
+            (device.name.as_str(), device.xdp.as_str(), device.mode.as_str()),
+            ("vb", "native", "copy")
+        );
+        assert_eq!(device.lifted_packets, 2);
+        assert!(device.mode_reason.is_some());
+        assert_eq!(status.closed[0].local, "0.0.0.0:5000");
+    });
+}
+
+#[test]
+fn in_generic_mode_a_frame_given_back_reaches_the_socket_once_and_is_not_lifted_again() {
+    // More than a page with its headroom: veth refuses native XDP.
+    on_host(4000, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        let device = rig.status().devices[0].clone();
+        assert_eq!(device.xdp, "generic");
+        assert!(device.xdp_reason.is_some_and(|why| why.contains("MTU")));
+        send(tb, tb.host().v4(), 5000, b"returned");
+        let frame = program.frame();
+        program.give_back(frame);
+        assert_eq!(receive(&socket), b"returned");
+        assert!(program.nothing_lifted());
+        let device = rig.status().devices[0].clone();
+        assert_eq!(device.lifted_packets, 1);
+        assert!(device.passed.iter().any(|p| p.reason == "rode" && p.packets == 1));
+    });
+}
+
+#[test]
+fn ipv6_broadcast_and_joined_groups_are_lifted() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let six = bound(std::net::Ipv6Addr::UNSPECIFIED, 5000);
+        assert_eq!(rig.register(&mut program, &six), Reason::Lifted);
+        send(tb, tb.host().v6(), 5000, b"six");
+        assert_eq!(program.datagram().0, b"six");
+        send(tb, tb.host().v4(), 5000, b"four");
+        assert_eq!(program.datagram().0, b"four", "an IPv6 wildcard takes IPv4 too");
+        let [a, b, ..] = tb.host().v4().octets(); // a /16
+        send(tb, Ipv4Addr::new(a, b, 255, 255), 5000, b"all");
+        assert_eq!(program.datagram().0, b"all");
+
+        let four = bound(Ipv4Addr::UNSPECIFIED, 5001);
+        let group = Ipv4Addr::new(239, 1, 2, 3);
+        four.join_multicast_v4(&group, &tb.host().v4()).unwrap();
+        assert_eq!(rig.register(&mut program, &four), Reason::Lifted);
+        let ifindex = tb.host().ifindex();
+        let join = |join| Request::Group { cookie: cookie(&four), join, group: group.into(), ifindex };
+        rig.done(&mut program, join(true));
+        let to_group = |payload: &'static [u8]| {
+            let from = tb.wire().v4();
+            let sent = tb.wire().enter(move || {
+                let socket = UdpSocket::bind((from, 0)).unwrap();
+                socket.send_to(payload, (group, 5001)).unwrap()
+            });
+            assert_eq!(sent.unwrap(), payload.len());
+        };
+        to_group(b"group");
+        assert_eq!(program.datagram(), (b"group".to_vec(), SocketAddr::new(group.into(), 5001)));
+        rig.done(&mut program, join(false));
+        to_group(b"kernel");
+        assert_eq!(receive(&four), b"kernel");
+    });
+}
+
+#[test]
+fn what_cannot_be_lifted_is_answered_with_its_reason() {
+    on_host(1500, |tb| {
+        let only = Config { udp: Ports::Some(vec![5000..=5010]), ..config() };
+        let mut rig = Rig::new(only);
+        let mut program = rig.hello();
+        let mut reason = |socket: &UdpSocket| rig.register(&mut program, socket);
+        assert_eq!(reason(&bound(Ipv4Addr::LOCALHOST, 5000)), Reason::Loopback);
+        assert_eq!(reason(&bound(tb.host().v4(), 6000)), Reason::NotSelected);
+        assert_eq!(reason(&bound(Ipv4Addr::new(127, 0, 0, 9), 5001)), Reason::Loopback);
+        let lo = bound(Ipv4Addr::UNSPECIFIED, 5002);
+        setsockopt(&lo, sockopt::BindToDevice, &"lo".into()).unwrap();
+        assert_eq!(reason(&lo), Reason::OtherDevice);
+        assert_eq!(reason(&bound(tb.host().v4(), 5003)), Reason::Lifted);
+        let status = rig.status();
+        let words: Vec<_> = status.sockets.iter().map(|s| s.reason.as_str()).collect();
+        assert_eq!(words.len(), 5);
+        assert!(words.contains(&"other-device") && words.contains(&"not-selected"));
+        assert!(status.sockets.iter().all(|s| !s.explain.is_empty()));
+    });
+}
+
+#[test]
+fn the_rings_go_to_one_process_and_then_to_the_next() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let (mut first, mut second) = (rig.hello(), rig.hello());
+        let (a, b) = (bound(tb.host().v4(), 5000), bound(tb.host().v4(), 5001));
+        assert_eq!(rig.register(&mut first, &a), Reason::Lifted);
+        assert_eq!(rig.register(&mut second, &b), Reason::RingsBusy);
+        send(tb, tb.host().v4(), 5000, b"left in the ring");
+        rig.until(|broker| broker.status().devices[0].lifted_packets == 1);
+        // The page, as a shim that held 2,048 frames back would have written it.
+        assert!(
+            first.rings.iter().all(|(r, _)| first.page.rings[r.ring as usize].free.load(Relaxed) == 2048)
+        );
+        drop(first);
+        rig.until(|broker| broker.status().leases_ended == 1);
+        assert_eq!(receive(&a), b"left in the ring");
+        assert_eq!(rig.status().leaked_frames, 0);
+        assert_eq!(rig.register(&mut second, &b), Reason::Lifted);
+        send(tb, tb.host().v4(), 5001, b"second");
+        assert_eq!(second.datagram().0, b"second");
+    });
+}
+
+#[test]
+fn a_frame_that_the_program_lost_is_reported() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        program.page.rings[0].free.store(2040, Relaxed);
+        drop(program);
+        rig.until(|broker| broker.status().leases_ended == 1);
+        assert_eq!(rig.status().leaked_frames, 8);
+    });
+}
+
+#[test]
+fn a_port_that_another_process_has_is_not_lifted_and_is_demoted_when_it_comes_later() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let other = Stranger::start(tb, 5000);
+        let shared = reusable(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut program, &shared), Reason::PortShared);
+        drop(other);
+        assert_eq!(rig.register(&mut program, &shared), Reason::Lifted);
+        let _again = Stranger::start(tb, 5000);
+        rig.until(|broker| broker.status().sockets[0].reason == "port-shared");
+        // A second socket of the program itself is no stranger, registered or not.
+        let (one, _two) = (reusable(tb.host().v4(), 5001), reusable(tb.host().v4(), 5001));
+        assert_eq!(rig.register(&mut program, &one), Reason::Lifted);
+    });
+}
+
+fn reusable(address: Ipv4Addr, port: u16) -> UdpSocket {
+    use nix::sys::socket::{SockaddrIn, bind, socket};
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&fd, sockopt::ReusePort, &true).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(address, port))).unwrap();
+    fd.into()
+}
+
+/// Another process with a socket on a port.
+struct Stranger(std::process::Child);
+
+impl Stranger {
+    fn start(tb: &Testbed, port: u16) -> Self {
+        use std::io::{BufRead, BufReader};
+        let script = format!(
+            "import socket,sys\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
+             s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEPORT,1)\ns.bind(('0.0.0.0',{port}))\nprint('up',flush=True)\nsys.stdin.read()"
+        );
+        let mut command = tb.host().command("python3");
+        let pipe = std::process::Stdio::piped;
+        let mut child = command.arg("-c").arg(script).stdin(pipe()).stdout(pipe()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+        Self(child)
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_device_that_goes_away_leaves_the_sockets_to_the_kernel() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(Ipv4Addr::UNSPECIFIED, 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        tb.host().delete_device().unwrap();
+        rig.until(|broker| broker.status().sockets[0].reason == "device-gone");
+        assert_eq!(rig.register(&mut program, &socket), Reason::NoDevice);
+    });
+}
+
+#[test]
+fn demotion_of_all_sockets_stops_lifting_before_it_is_answered() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let sockets = [bound(tb.host().v4(), 5000), bound(tb.host().v4(), 5001)];
+        for socket in &sockets {
+            assert_eq!(rig.register(&mut program, socket), Reason::Lifted);
+        }
+        rig.done(&mut program, Request::Demote { cookie: 0, reason: Reason::Forked });
+        send(tb, tb.host().v4(), 5001, b"kernel");
+        assert_eq!(receive(&sockets[1]), b"kernel");
+        assert!(rig.status().sockets.iter().all(|s| s.reason == "forked"));
+    });
+}
+
+#[test]
+fn sockets_closed_behind_the_shims_back_are_forgotten() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        let stays = bound(tb.host().v4(), 5001);
+        assert_eq!(rig.register(&mut program, &stays), Reason::Lifted);
+        drop(socket);
+        rig.until(|broker| broker.status().sockets.len() == 1);
+        assert_eq!(rig.status().closed[0].local, format!("{}:5000", tb.host().v4()));
+    });
+}
+
+#[test]
+fn with_admit_flow_a_flow_is_lifted_once_it_was_admitted() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(Config { admit_flow: true, ..config() });
+        let mut program = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        let peer = tb.wire().enter(|| UdpSocket::bind((tb.wire().v4(), 7000)).unwrap()).unwrap();
+        let to = SocketAddr::new(tb.host().v4().into(), 5000);
+        peer.send_to(b"first", to).unwrap();
+        assert_eq!(receive(&socket), b"first");
+        let admit = Request::Admit { cookie: cookie(&socket), from: peer.local_addr().unwrap(), to };
+        send_with_fds(program.channel.as_fd(), admit.encode().as_ref(), &[]).unwrap();
+        // No reply to Admit; the reply to the next request comes after it.
+        rig.done(&mut program, Request::Unregister { cookie: 1 });
+        peer.send_to(b"second", to).unwrap();
+        assert_eq!(program.datagram().0, b"second");
+    });
+}
+
+#[test]
+fn garbage_closes_the_channel_it_came_on_and_no_other() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut good = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut good, &socket), Reason::Lifted);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let mut state = 88_172_645_463_325_252_u64;
+        for round in 0..300_usize {
+            let bad = rig.hello();
+            let garbage: Vec<u8> = (0..round % 200).map(|_| xorshift(&mut state) as u8).collect();
+            let fds = vec![file.as_fd(); round % 9];
+            let _ = send_with_fds(bad.channel.as_fd(), &garbage, &fds);
+            let _ = send_with_fds(rig.inherited.as_fd(), &garbage, &fds);
+        }
+        rig.until(|broker| broker.status().processes.iter().filter(|p| !p.ended).count() == 1);
+        send(tb, tb.host().v4(), 5000, b"still");
+        assert_eq!(good.datagram().0, b"still");
+    });
+}
+
+fn xorshift(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn a_register_that_is_not_what_it_says_is_refused_and_the_channel_lives() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        let register = |cookie| Request::Register { cookie, timestamps: false };
+        let refused = |reply| matches!(reply, Reply::Refused { .. });
+        assert!(refused(rig.ask(&mut program, register(cookie(&socket)), &[])));
+        assert!(refused(rig.ask(&mut program, register(1), &[socket.as_fd()])));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(refused(rig.ask(&mut program, register(1), &[file.as_fd()])));
+        let foreign = tb.wire().enter(|| bound(tb.wire().v4(), 5000)).unwrap();
+        assert!(refused(rig.ask(&mut program, register(cookie(&foreign)), &[foreign.as_fd()])));
+        let group = Request::Group { cookie: 1, join: true, group: Ipv4Addr::LOCALHOST.into(), ifindex: 0 };
+        assert!(refused(rig.ask(&mut program, group, &[])));
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+    });
+}
+
+#[test]
+fn a_flood_from_a_process_that_does_not_read_harms_nobody() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let (mut good, flooder) = (rig.hello(), rig.hello());
+        let request = Request::Unregister { cookie: 1 }.encode();
+        for _ in 0..20_000 {
+            let sendable = wait(flooder.channel.as_fd(), PollFlags::POLLOUT, Duration::ZERO);
+            if !sendable || send_with_fds(flooder.channel.as_fd(), request.as_ref(), &[]).is_err() {
+                rig.broker.dispatch().unwrap();
+            }
+        }
+        rig.until(|broker| broker.status().processes.iter().any(|p| p.ended));
+        assert_eq!(rig.register(&mut good, &bound(tb.host().v4(), 5000)), Reason::Lifted);
+    });
+}
+
+#[test]
+fn more_processes_than_there_is_room_for_are_turned_away() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut programs: Vec<_> = (0..256).map(|_| rig.hello()).collect();
+        let (ours, theirs) = pair();
+        let hello = Request::Hello { version: VERSION }.encode();
+        send_with_fds(rig.inherited.as_fd(), hello.as_ref(), &[theirs.as_fd()]).unwrap();
+        drop(theirs);
+        rig.until(|broker| broker.status().messages.iter().any(|m| m.contains("more than 256")));
+        drop(ours);
+        assert_eq!(rig.register(&mut programs[255], &bound(tb.host().v4(), 5000)), Reason::Lifted);
+    });
+}
+
+#[test]
+fn a_device_with_a_foreign_xdp_program_is_left_alone() {
+    on_host(1500, |tb| {
+        let (mut first, mut second) = (Rig::new(config()), Rig::new(config()));
+        let (mut a, mut b) = (first.hello(), second.hello());
+        let (one, two) = (bound(tb.host().v4(), 5000), bound(tb.host().v4(), 5001));
+        assert_eq!(first.register(&mut a, &one), Reason::Lifted);
+        second.broker.dispatch().unwrap();
+        assert_eq!(second.register(&mut b, &two), Reason::NoDevice);
+        let why = second.status().devices[0].xdp_reason.clone().unwrap();
+        assert!(why.contains("XDP program"), "{why}");
+        send(tb, tb.host().v4(), 5000, b"first");
+        assert_eq!(a.datagram().0, b"first");
+    });
+}

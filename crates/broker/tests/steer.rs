@@ -1,0 +1,319 @@
+//! Every verdict of `steer`, one packet at a time (BPF_PROG_TEST_RUN). Needs root.
+
+use hoist_broker::{
+    MAX_FRAME,
+    abi::Verdict,
+    device::Device,
+    rules::{Change, Key},
+    steer::Steer,
+};
+use hoist_packet::{
+    SocketAddrRaw,
+    ethernet::Header,
+    udp::{Template, fill_checksums},
+};
+use hoist_xsk::{ChunkSize, Socket, Umem};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
+};
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const PORT: u16 = 5000;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+/// Behind Ethernet.
+const IP: usize = 14;
+
+fn device() -> Device {
+    Device {
+        ifindex: 1,
+        name: "test".into(),
+        kind: String::new(),
+        mac: MAC,
+        mtu: 1500,
+        max_rx_queues: 4,
+        up: true,
+        foreign: false,
+        master: None,
+        vlan: None,
+        xdp_program: None,
+        addresses: Vec::new(),
+    }
+}
+
+/// steer with a ring behind queue 0, and rules for two addresses and a VLAN.
+struct Bench {
+    steer: Steer,
+    _socket: Socket,
+    _umem: Umem,
+}
+
+impl Bench {
+    fn new(admit_flow: bool, generic: bool) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root to load BPF programs");
+            return None;
+        }
+        let mut steer = Steer::load(&device(), admit_flow, MAX_FRAME, generic).unwrap();
+        let umem = Umem::create(64, ChunkSize::K2, false).unwrap();
+        let socket = Socket::open().unwrap();
+        socket.register_umem(&umem, 0).unwrap();
+        socket.set_umem_rings(64, 64).unwrap();
+        socket.set_rings(64, 0).unwrap();
+        steer.set_ring(0, socket.as_fd()).unwrap();
+        for (address, vlan) in [("10.0.0.1", 0), ("fd00::1", 0), ("239.1.1.1", 0), ("10.7.0.1", 7)] {
+            let key = Key { address: address.parse().unwrap(), port: PORT, vlan };
+            steer.apply(key, Change::Rule { timestamp: false }).unwrap();
+            steer.apply(key, Change::Port).unwrap();
+        }
+        Some(Self { steer, _socket: socket, _umem: umem })
+    }
+
+    /// Runs one packet; returns the one verdict that was counted, what XDP said, and the packet as it came out.
+    #[track_caller]
+    fn run(&self, packet: &[u8]) -> (Verdict, u32, Vec<u8>) {
+        let before = self.steer.counters().unwrap();
+        let (result, out) = test_run(&self.steer, packet);
+        let after = self.steer.counters().unwrap();
+        let changed: Vec<_> = before.iter().zip(&after).filter(|(b, a)| a.1.packets != b.1.packets).collect();
+        assert_eq!(changed.len(), 1, "one verdict a packet");
+        let ((verdict, b), (_, a)) = (changed[0].0, changed[0].1);
+        assert_eq!(a.packets, b.packets + 1);
+        let bytes = if *verdict == Verdict::Lift { packet.len() as u64 } else { 0 };
+        assert_eq!(a.bytes, b.bytes + bytes);
+        (*verdict, result, out)
+    }
+
+    #[track_caller]
+    fn expect(&self, packet: &[u8], expected: Verdict) {
+        let (verdict, result, _) = self.run(packet);
+        assert_eq!(verdict, expected);
+        assert_eq!(result, if expected == Verdict::Lift { XDP_REDIRECT } else { XDP_PASS });
+    }
+}
+
+#[expect(unsafe_code, reason = "bpf(2) with two buffers")]
+fn test_run(steer: &Steer, packet: &[u8]) -> (u32, Vec<u8>) {
+    const BPF_PROG_TEST_RUN: usize = 10;
+    let mut out = vec![0_u8; packet.len() + 256];
+    let program = steer.program().unwrap().as_raw_fd() as u32;
+    // struct { prog_fd, retval, data_size_in, data_size_out, data_in (64), data_out (64), repeat, duration … }
+    let (input, output) = (packet.as_ptr() as u64, out.as_mut_ptr() as u64);
+    let mut words = [0_u32; 20];
+    words[..8].copy_from_slice(&[
+        program,
+        0,
+        packet.len() as u32,
+        out.len() as u32,
+        input as u32,
+        (input >> 32) as u32,
+        output as u32,
+        (output >> 32) as u32,
+    ]);
+    words[8] = 1;
+    // SAFETY: the buffers live across the call and are as long as the words say.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, words.as_mut_ptr(), size_of_val(&words)) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    out.truncate(words[3] as usize);
+    (words[1], out)
+}
+
+fn address(ip: &str, port: u16) -> SocketAddrRaw {
+    SocketAddr::new(ip.parse::<IpAddr>().unwrap(), port).into()
+}
+
+struct Packet {
+    link: Header,
+    source: &'static str,
+    destination: &'static str,
+    port: u16,
+    len: usize,
+}
+
+const V4: Packet = Packet {
+    link: Header { destination: MAC, source: PEER, vlan: None },
+    source: "10.0.0.9",
+    destination: "10.0.0.1",
+    port: PORT,
+    len: 32,
+};
+const V6: Packet = Packet { source: "fd00::9", destination: "fd00::1", ..V4 };
+
+impl Packet {
+    fn bytes(&self) -> Vec<u8> {
+        let payload = vec![7; self.len];
+        let template = Template {
+            link: self.link,
+            source: address(self.source, 1234),
+            destination: address(self.destination, self.port),
+            ttl: 64,
+            tos: 0,
+            flow_label: 0,
+            payload: &payload,
+        };
+        let mut out = vec![0; 9000];
+        let len = template.write(&mut out).unwrap();
+        out.truncate(len);
+        out
+    }
+
+    /// With one byte of the packet behind Ethernet replaced.
+    fn with(&self, at: usize, value: u8) -> Vec<u8> {
+        let mut bytes = self.bytes();
+        bytes[IP + at] = value;
+        bytes
+    }
+}
+
+#[test]
+fn datagrams_for_a_rule_are_lifted() {
+    let Some(bench) = Bench::new(false, false) else { return };
+    bench.expect(&V4.bytes(), Verdict::Lift);
+    bench.expect(&V6.bytes(), Verdict::Lift);
+    bench.expect(&Packet { len: 0, ..V4 }.bytes(), Verdict::Lift);
+    let group = Header { destination: [1, 0, 0x5e, 1, 1, 1], ..V4.link };
+    bench.expect(&Packet { link: group, destination: "239.1.1.1", ..V4 }.bytes(), Verdict::Lift);
+    let mut padded = V4.bytes();
+    padded.extend([0; 18]);
+    bench.expect(&padded, Verdict::Lift);
+}
+
+#[test]
+fn other_ports_and_addresses_pass() {
+    let Some(mut bench) = Bench::new(false, false) else { return };
+    bench.expect(&Packet { port: PORT + 1, ..V4 }.bytes(), Verdict::Port);
+    bench.expect(&Packet { port: PORT + 1, ..V6 }.bytes(), Verdict::Port);
+    bench.expect(&Packet { destination: "10.0.0.2", ..V4 }.bytes(), Verdict::Address);
+    bench.expect(&Packet { destination: "fd00::2", ..V6 }.bytes(), Verdict::Address);
+    bench.expect(&Packet { destination: "::ffff:10.0.0.1", ..V6 }.bytes(), Verdict::Address);
+    let key = Key { address: "10.0.0.1".parse().unwrap(), port: PORT, vlan: 0 };
+    bench.steer.apply(key, Change::NoRule).unwrap();
+    bench.expect(&V4.bytes(), Verdict::Address);
+    bench.steer.apply(key, Change::NoPort).unwrap();
+    bench.expect(&V4.bytes(), Verdict::Port);
+    bench.steer.apply(key, Change::NoRule).unwrap();
+}
+
+#[test]
+fn what_is_not_plain_udp_passes() {
+    let Some(bench) = Bench::new(false, false) else { return };
+    let mut arp = V4.bytes();
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    bench.expect(&arp, Verdict::NotIp);
+    bench.expect(&V4.with(9, 6), Verdict::NotUdp);
+    bench.expect(&V6.with(6, 6), Verdict::NotUdp);
+    bench.expect(&V4.with(6, 0x20), Verdict::Fragment);
+    bench.expect(&V4.with(7, 1), Verdict::Fragment);
+    bench.expect(&V4.with(0, 0x46), Verdict::IpOptions);
+    for next in [0, 43, 44, 50, 51, 60, 135] {
+        bench.expect(&V6.with(6, next), Verdict::Ipv6Extension);
+    }
+    let mut dont_fragment = V4.with(6, 0x40);
+    fill_checksums(&mut dont_fragment).unwrap();
+    bench.expect(&dont_fragment, Verdict::Lift);
+}
+
+#[test]
+fn lengths_that_do_not_fit_pass() {
+    let Some(bench) = Bench::new(false, false) else { return };
+    let bytes = V4.bytes();
+    for len in 14..42 {
+        let verdict = bench.run(&bytes[..len]).0;
+        assert!(matches!(verdict, Verdict::Truncated | Verdict::NotUdp), "{len}: {verdict:?}");
+    }
+    bench.expect(&bytes[..bytes.len() - 1], Verdict::Truncated);
+    bench.expect(&V4.with(3, 27), Verdict::Truncated);
+    bench.expect(&V4.with(25, 7), Verdict::Truncated);
+    bench.expect(&V4.with(25, 200), Verdict::Truncated);
+    bench.expect(&V6.bytes()[..V6.bytes().len() - 1], Verdict::Truncated);
+    bench.expect(&V6.with(5, 0), Verdict::Truncated);
+    bench.expect(&V6.with(0, 0x40), Verdict::Truncated);
+    bench.expect(&V6.with(45, 0xff), Verdict::Truncated);
+    let room = MAX_FRAME as usize - 42;
+    bench.expect(&Packet { len: room, ..V4 }.bytes(), Verdict::Lift);
+    bench.expect(&Packet { len: room + 1, ..V4 }.bytes(), Verdict::TooLong);
+}
+
+#[test]
+fn other_stations_and_impossible_sources_pass() {
+    let Some(bench) = Bench::new(false, false) else { return };
+    let other = Header { destination: PEER, ..V4.link };
+    bench.expect(&Packet { link: other, ..V4 }.bytes(), Verdict::OtherMac);
+    for source in ["0.0.0.1", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
+        bench.expect(&Packet { source, ..V4 }.bytes(), Verdict::Source);
+    }
+    for source in ["::", "::1", "ff02::1", "::ffff:10.0.0.9"] {
+        bench.expect(&Packet { source, ..V6 }.bytes(), Verdict::Source);
+    }
+}
+
+#[test]
+fn a_tag_must_be_that_of_the_address() {
+    let Some(bench) = Bench::new(false, false) else { return };
+    let tagged = |id| Header { vlan: Some(id), ..V4.link };
+    bench.expect(&Packet { link: tagged(7), destination: "10.7.0.1", ..V4 }.bytes(), Verdict::Lift);
+    bench.expect(&Packet { destination: "10.7.0.1", ..V4 }.bytes(), Verdict::Address);
+    bench.expect(&Packet { link: tagged(7), ..V4 }.bytes(), Verdict::Vlan);
+    bench.expect(&Packet { link: tagged(8), destination: "10.7.0.1", ..V4 }.bytes(), Verdict::Vlan);
+    bench.expect(&Packet { link: tagged(0), ..V4 }.bytes(), Verdict::Lift);
+    let mut twice = Packet { link: tagged(7), ..V4 }.bytes();
+    twice.splice(12..12, [0x81, 0, 0, 7]);
+    bench.expect(&twice, Verdict::Vlan);
+    twice[12..14].copy_from_slice(&[0x88, 0xa8]);
+    bench.expect(&twice, Verdict::Vlan);
+}
+
+#[test]
+fn a_queue_without_a_ring_passes() {
+    let Some(mut bench) = Bench::new(false, false) else { return };
+    bench.steer.unset_ring(0).unwrap();
+    bench.expect(&V4.bytes(), Verdict::NoRing);
+    bench.steer.unset_ring(0).unwrap();
+}
+
+#[test]
+fn with_admit_flow_only_admitted_flows_are_lifted() {
+    let Some(mut bench) = Bench::new(true, false) else { return };
+    bench.expect(&V4.bytes(), Verdict::Unadmitted);
+    bench.steer.admit("10.0.0.9:1234".parse().unwrap(), "10.0.0.1:5000".parse().unwrap()).unwrap();
+    bench.expect(&V4.bytes(), Verdict::Lift);
+    bench.expect(&V6.bytes(), Verdict::Unadmitted);
+    bench.steer.admit("[fd00::9]:1234".parse().unwrap(), "[fd00::1]:5000".parse().unwrap()).unwrap();
+    bench.expect(&V6.bytes(), Verdict::Lift);
+}
+
+#[test]
+fn a_timestamp_stands_directly_in_front_of_the_packet() {
+    let Some(mut bench) = Bench::new(false, false) else { return };
+    let key = Key { address: "10.0.0.1".parse().unwrap(), port: PORT, vlan: 0 };
+    bench.steer.apply(key, Change::Rule { timestamp: true }).unwrap();
+    let packet = V4.bytes();
+    let before = monotonic_ns();
+    let (verdict, _, out) = bench.run(&packet);
+    let (meta, rest) = out.split_at(16);
+    assert_eq!((verdict, rest), (Verdict::Lift, &packet[..]));
+    assert_eq!(&meta[..8], b"hoisttim");
+    let time = u64::from_ne_bytes(meta[8..].try_into().unwrap());
+    assert!((before..=monotonic_ns()).contains(&time));
+}
+
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+#[test]
+fn in_generic_mode_a_frame_that_rides_is_let_by_and_restored() {
+    let Some(bench) = Bench::new(false, true) else { return };
+    bench.expect(&V4.bytes(), Verdict::Lift);
+    let mut riding = V4.bytes();
+    riding[6] |= 1;
+    let (verdict, result, out) = bench.run(&riding);
+    assert_eq!((verdict, result), (Verdict::Rode, XDP_PASS));
+    assert_eq!(out, V4.bytes());
+    let Some(native) = Bench::new(false, false) else { return };
+    native.expect(&riding, Verdict::Lift);
+}
