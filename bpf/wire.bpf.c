@@ -12,7 +12,7 @@
 
 #define STAMP_MAGIC 0x7748
 #define PORTS 0x4000 /* source ports a source address carries flows on */
-#define LATE_NS 1000000 /* a wire that fell behind this far does not send the backlog as one burst */
+#define LATE_NS 20000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
 
 struct stamp {
 	__u16 magic;

@@ -40,6 +40,7 @@ pub struct Spec {
     checksum: bool,
     limit: Limit,
     cpu: usize,
+    favoured: bool,
 }
 
 /// When to stop sending.
@@ -71,6 +72,7 @@ impl Spec {
             checksum: true,
             limit: Limit::None,
             cpu: 0,
+            favoured: false,
         }
     }
 
@@ -119,6 +121,12 @@ impl Spec {
     /// The CPU that sends.
     pub fn cpu(mut self, cpu: usize) -> Self {
         self.cpu = cpu;
+        self
+    }
+
+    /// Whether the sending thread has precedence over whatever else the machine does.
+    pub fn favoured(mut self, on: bool) -> Self {
+        self.favoured = on;
         self
     }
 
@@ -212,6 +220,7 @@ impl Generator {
         let run = Run {
             wire: testbed.wire().netns().clone(),
             cpu: spec.cpu,
+            favoured: spec.favoured,
             bpf,
             frame: frame.bytes,
             stopping: Arc::clone(&stopping),
@@ -290,6 +299,7 @@ impl Drop for Running {
 struct Run {
     wire: Netns,
     cpu: usize,
+    favoured: bool,
     bpf: Ebpf,
     frame: Vec<u8>,
     stopping: Arc<AtomicBool>,
@@ -300,6 +310,9 @@ impl Run {
     fn run(self) -> Result<()> {
         self.wire.join()?;
         sys::pin_thread(self.cpu)?;
+        if self.favoured {
+            sys::favour_thread(0)?;
+        }
         let program = xdp(&self.bpf)?;
         while !self.stopping.load(Ordering::Relaxed) {
             let mut options = TestRunOptions::new();

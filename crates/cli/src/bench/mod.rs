@@ -1,12 +1,253 @@
-//! `hoist bench`.
+//! `hoist bench`: what Hoist gains, measured against the kernel on the same core of this machine.
 
-use anyhow::{Result, bail};
-use std::process::ExitCode;
+mod others;
+mod plan;
+mod report;
+mod search;
+mod side;
 
-/// Placeholder.
+use anyhow::{Context, Result, bail};
+use hoist_wire::Testbed;
+use plan::Plan;
+use report::{Lossless, Machine, Overload, PassPair, Report, Summary};
+use search::Search;
+use side::{PORT, Receiver, Side, Trial};
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+/// Measure on a testbed of its own.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
 
-pub(crate) fn main(_args: Args) -> Result<ExitCode> {
-    bail!("bench: not built yet")
+#[derive(clap::Subcommand)]
+enum What {
+    /// Loss-free rate, goodput under overload and the cost of what passes, for UDP.
+    Udp(Udp),
+}
+
+#[derive(clap::Args)]
+struct Udp {
+    /// Three repeats of short trials: to look, not to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Store all samples and where they come from.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only these sides.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["kernel", "hoist", "limit"])]
+    sides: Vec<SideName>,
+    /// Only these measurements.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["lossless", "overload", "pass-cost"])]
+    only: Vec<Measurement>,
+    /// Repeats of each figure.
+    #[arg(long)]
+    repeats: Option<usize>,
+    /// Bytes of a frame.
+    #[arg(long)]
+    size: Option<usize>,
+    /// Flows in turn.
+    #[arg(long)]
+    flows: Option<u64>,
+    /// What may be lost in a trial that counts as loss-free.
+    #[arg(long, value_name = "FRACTION")]
+    tolerated_loss: Option<f64>,
+    /// SO_RCVBUF of the receiver in bytes.
+    #[arg(long)]
+    rcvbuf: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum SideName {
+    Kernel,
+    Hoist,
+    Limit,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Measurement {
+    Lossless,
+    Overload,
+    PassCost,
+}
+
+pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    let What::Udp(args) = args.what;
+    let plan = plan(&args)?;
+    let _favoured = Favoured::session();
+    hoist_wire::pin_thread(plan.wire_cpu)?;
+    let testbed = Testbed::builder().up()?;
+    let bench = Bench { testbed, plan, sides: sides(&args), progress: Progress::default() };
+    let report = bench.run(&args.only)?;
+    println!("{}", report::table(&report));
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(args: &Udp) -> Result<Plan> {
+    let mut plan = if args.quick { Plan::quick() } else { Plan::full() };
+    plan.repeats = args.repeats.unwrap_or(plan.repeats).max(1);
+    plan.frame_len = args.size.unwrap_or(plan.frame_len);
+    plan.tolerated_loss = args.tolerated_loss.unwrap_or(plan.tolerated_loss);
+    plan.rcvbuf = args.rcvbuf.unwrap_or(plan.rcvbuf);
+    plan.flows = args.flows.unwrap_or(plan.flows);
+    let cpus = std::thread::available_parallelism().map_or(1, Into::into);
+    if cpus <= plan.wire_cpu.max(plan.host_cpu) {
+        bail!("one CPU is the wire and another the host: this machine offers {cpus}");
+    }
+    Ok(plan)
+}
+
+fn sides(args: &Udp) -> Vec<Side> {
+    let chosen = |name: &SideName| match name {
+        SideName::Kernel => Side::Kernel,
+        SideName::Hoist => Side::Hoist,
+        SideName::Limit => Side::Limit,
+    };
+    args.sides.iter().map(chosen).collect()
+}
+
+/// This session, and so the generator, has precedence until dropped: what [`side`] says of nice is true of sessions where
+/// autogroup is on.
+struct Favoured {
+    before: Option<String>,
+}
+
+impl Favoured {
+    fn session() -> Self {
+        let text = std::fs::read_to_string(AUTOGROUP).unwrap_or_default();
+        let nice = text.trim().rsplit(' ').next().map(String::from);
+        Self { before: nice.filter(|_| std::fs::write(AUTOGROUP, "-20").is_ok()) }
+    }
+}
+
+impl Drop for Favoured {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = std::fs::write(AUTOGROUP, before);
+        }
+    }
+}
+
+const AUTOGROUP: &str = "/proc/self/autogroup";
+
+struct Bench {
+    testbed: Testbed,
+    plan: Plan,
+    sides: Vec<Side>,
+    progress: Progress,
+}
+
+impl Bench {
+    fn run(self, wanted: &[Measurement]) -> Result<Report> {
+        let lossless = if wanted.contains(&Measurement::Lossless) { self.lossless()? } else { Vec::new() };
+        let overload = if wanted.contains(&Measurement::Overload) { self.overload()? } else { Vec::new() };
+        let pass = wanted.contains(&Measurement::PassCost) && self.sides.contains(&Side::Hoist);
+        let pass_cost = if pass { self.pass_cost()? } else { Vec::new() };
+        self.progress.clear();
+        let summary = Summary::of(&lossless, &overload, &pass_cost);
+        Ok(Report { machine: Machine::here(), plan: self.plan, lossless, overload, pass_cost, summary })
+    }
+
+    fn lossless(&self) -> Result<Vec<Lossless>> {
+        let mut all = Vec::new();
+        for repeat in 1..=self.plan.repeats {
+            for side in &self.sides {
+                all.push(self.search(*side, repeat)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn search(&self, side: Side, repeat: usize) -> Result<Lossless> {
+        let mut search = Search::new(self.plan.most_pps, self.plan.resolution, self.plan.doubts);
+        let mut found = Lossless { side, pps: 0.0, wire_limited: false, trials: Vec::new() };
+        while let Some(rate) = search.next().filter(|rate| *rate > LEAST_PPS) {
+            self.progress.show("udp-lossless", side, repeat, self.plan.repeats, rate);
+            let trial = side::trial(&self.testbed, &self.plan, side, rate)?;
+            found.wire_limited |= judge(&mut search, &trial, self.plan.tolerated_loss);
+            found.trials.push(trial);
+        }
+        found.pps = search.answer();
+        Ok(found)
+    }
+
+    fn overload(&self) -> Result<Vec<Overload>> {
+        let mut all = Vec::new();
+        for repeat in 1..=self.plan.repeats {
+            for rate in &self.plan.overload_pps {
+                for side in &self.sides {
+                    self.progress.show("udp-overload", *side, repeat, self.plan.repeats, *rate);
+                    let trial = side::trial(&self.testbed, &self.plan, *side, *rate)?;
+                    all.push(Overload { side: *side, trial });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The load goes to a program that Hoist has nothing to do with; Hoist runs another beside it.
+    fn pass_cost(&self) -> Result<Vec<PassPair>> {
+        let kernel = || side::trial(&self.testbed, &self.plan, Side::Kernel, self.plan.pass_pps);
+        let mut all = Vec::new();
+        for repeat in 1..=self.plan.repeats.max(PASS_PAIRS) {
+            self.progress.show("pass-cost", Side::Kernel, repeat, PASS_PAIRS, self.plan.pass_pps);
+            let without = kernel()?;
+            let bystander = Receiver::start(&self.testbed, &self.plan, Side::Hoist, PORT + 1)?;
+            let with = kernel()?;
+            drop(bystander);
+            all.push(PassPair { without, with });
+        }
+        Ok(all)
+    }
+}
+
+const LEAST_PPS: f64 = 10e3;
+const PASS_PAIRS: usize = 5;
+
+/// Tells the search how a trial went; true when it found the end of the wire.
+fn judge(search: &mut Search, trial: &Trial, tolerated: f64) -> bool {
+    let loss_free = trial.is_loss_free(tolerated);
+    match trial.wire_fell_short() {
+        true if loss_free => {
+            search.passed(trial.sent_pps);
+            search.wire_fell_short(trial.sent_pps)
+        }
+        true => search.wire_fell_short(trial.sent_pps),
+        false if loss_free => {
+            search.passed(trial.asked_pps.min(trial.sent_pps));
+            false
+        }
+        false => {
+            search.failed(trial.asked_pps);
+            false
+        }
+    }
+}
+
+/// One line that is written over, on a terminal only.
+#[derive(Default)]
+struct Progress;
+
+impl Progress {
+    fn show(&self, what: &str, side: Side, repeat: usize, repeats: usize, rate: f64) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{what} {repeat}/{repeats} {} at {:.3} Mpps", side.name(), rate / 1e6);
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    fn clear(&self) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+    }
 }

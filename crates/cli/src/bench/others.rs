@@ -1,0 +1,95 @@
+//! Who else used the host's CPU during a trial.
+//!
+//! A foreign task that runs for one slice (3 ms) keeps NAPI from emptying a ring of 256 entries, whatever its nice value, and
+//! the loss looks like the receiver's. Such trials are taken again.
+
+use std::{collections::HashMap, fs};
+
+/// The CPU time of every thread of every ordinary process that last ran on one CPU.
+pub(crate) struct Census {
+    threads: HashMap<i32, Thread>,
+}
+
+struct Thread {
+    process: i32,
+    ns: u64,
+}
+
+impl Census {
+    pub(crate) fn take(cpu: usize) -> Self {
+        let mut threads = HashMap::new();
+        for process in numbers("/proc") {
+            for thread in numbers(&format!("/proc/{process}/task")) {
+                if let Some(ns) = ns_on(process, thread, cpu) {
+                    threads.insert(thread, Thread { process, ns });
+                }
+            }
+        }
+        Self { threads }
+    }
+
+    /// What processes other than `ours` have used since `before`, in nanoseconds.
+    pub(crate) fn foreign_since(&self, before: &Self, ours: &[i32]) -> u64 {
+        let foreign = self.threads.iter().filter(|(_, thread)| !ours.contains(&thread.process));
+        foreign
+            .map(|(id, thread)| thread.ns.saturating_sub(before.threads.get(id).map_or(0, |old| old.ns)))
+            .sum()
+    }
+}
+
+fn numbers(directory: &str) -> Vec<i32> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// None for kernel threads and for threads that last ran elsewhere.
+fn ns_on(process: i32, thread: i32, cpu: usize) -> Option<u64> {
+    let task = format!("/proc/{process}/task/{thread}");
+    if !is_ordinary_on(&fs::read_to_string(format!("{task}/stat")).ok()?, cpu)? {
+        return None;
+    }
+    fs::read_to_string(format!("{task}/schedstat")).ok()?.split(' ').next()?.parse().ok()
+}
+
+fn is_ordinary_on(stat: &str, cpu: usize) -> Option<bool> {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    // proc_pid_stat(5): the name is in parentheses and may hold any character; flags are field 9, the CPU field 39.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let flags: u64 = fields.get(9 - 3)?.parse().ok()?;
+    let on: usize = fields.get(39 - 3)?.parse().ok()?;
+    Some(flags & PF_KTHREAD == 0 && on == cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn census(threads: &[(i32, i32, u64)]) -> Census {
+        Census {
+            threads: threads
+                .iter()
+                .map(|(id, process, ns)| (*id, Thread { process: *process, ns: *ns }))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn only_what_others_added_counts() {
+        let before = census(&[(1, 1, 100), (2, 2, 50)]);
+        let after = census(&[(1, 1, 900), (2, 2, 70), (3, 3, 5)]);
+        assert_eq!(after.foreign_since(&before, &[1]), 25);
+    }
+
+    #[test]
+    fn names_with_parentheses_and_spaces_do_not_shift_the_fields() {
+        let tail = |flags: u64, cpu: usize| {
+            format!(
+                "S 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 {cpu} 0 0"
+            )
+        };
+        assert_eq!(is_ordinary_on(&format!("7 (a) b) {}", tail(0, 1)), 1), Some(true));
+        assert_eq!(is_ordinary_on(&format!("7 (x) {}", tail(0, 0)), 1), Some(false));
+        assert_eq!(is_ordinary_on(&format!("7 (x) {}", tail(0x0020_0000, 1)), 1), Some(false));
+        assert_eq!(is_ordinary_on("7 (x) S", 1), None);
+    }
+}
