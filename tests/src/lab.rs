@@ -2,17 +2,20 @@
 
 use crate::{
     cases::{Case, ENV_NET, Net},
-    peer::ENV_PEER,
+    peer::{Answer, ENV_PEER, Order, Payloads, Peer, Shot, numbered},
     report::Report,
     sock,
 };
 use anyhow::{Context, Result, bail, ensure};
-use hoist_wire::Testbed;
+use hoist_wire::{End, Testbed};
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File},
+    fs::{self, File, Permissions},
     net::SocketAddr,
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -21,6 +24,9 @@ use std::{
 
 /// How long one case may take.
 pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a program may take to be ready.
+const START: Duration = Duration::from_secs(20);
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +51,8 @@ pub fn may_run() -> bool {
 pub struct Lab {
     /// The testbed.
     pub testbed: Testbed,
+    /// Options of `hoist run` beyond those of every run.
+    pub options: Vec<OsString>,
     peer: Child,
     dir: PathBuf,
     runs: AtomicU32,
@@ -61,9 +69,10 @@ impl Lab {
         let dir = std::env::temp_dir().join(format!("hoist-lab-{}", testbed.name()));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let listener = UnixListener::bind(dir.join("peer")).context("bind the peer's socket")?;
+        fs::set_permissions(dir.join("peer"), Permissions::from_mode(0o777))?; // programs of other users tell it too
         let mut command = testbed.wire().command(bin("peer")?);
         let peer = command.stdin(OwnedFd::from(listener)).spawn().context("start the peer")?;
-        Ok(Self { testbed, peer, dir, runs: AtomicU32::new(0) })
+        Ok(Self { testbed, options: Vec::new(), peer, dir, runs: AtomicU32::new(0) })
     }
 
     /// A path in the lab's directory.
@@ -92,15 +101,58 @@ impl Lab {
 
     /// A program in the host namespace, not started.
     pub fn program<S: AsRef<OsStr>>(&self, mode: Mode, argv: &[S]) -> Result<Program> {
-        let stats = self.path(&format!("stats-{}", self.runs.fetch_add(1, Relaxed)));
+        self.program_on(self.testbed.host(), mode, argv)
+    }
+
+    /// A program in the wire namespace, not started.
+    pub fn wire_program<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Program> {
+        self.program_on(self.testbed.wire(), Mode::Native, argv)
+    }
+
+    fn program_on<S: AsRef<OsStr>>(&self, end: &End, mode: Mode, argv: &[S]) -> Result<Program> {
+        let run = self.runs.fetch_add(1, Relaxed);
+        let (status, output) = (self.path(&format!("status-{run}")), self.path(&format!("output-{run}")));
         let mut argv: Vec<OsString> = argv.iter().map(|a| a.as_ref().to_owned()).collect();
         if mode == Mode::Hoisted {
-            argv.splice(0..0, hoist_run(&stats)?);
+            argv.splice(0..0, self.hoist_run(&status)?);
         }
-        let mut command = self.testbed.host().command(&argv[0]);
+        let mut command = end.command(&argv[0]);
         command.args(&argv[1..]).env(ENV_PEER, self.path("peer"));
         command.env(ENV_NET, serde_json::to_string(&self.net())?);
-        Ok(Program { command, stats, output: self.path(&format!("out-{}", self.runs.load(Relaxed))) })
+        Ok(Program { command, status, output })
+    }
+
+    fn hoist_run(&self, status: &Path) -> Result<Vec<OsString>> {
+        let hoist = std::env::var_os("HOIST_BIN").map_or_else(|| bin("hoist"), |path| Ok(path.into()))?;
+        let mut argv: Vec<OsString> = vec![hoist.into(), "run".into(), "--json".into(), status.into()];
+        argv.extend(self.options.iter().cloned());
+        argv.push("--".into());
+        Ok(argv)
+    }
+
+    /// The peer sends `count` datagrams to an echo server and gets every one of them back, in order.
+    pub fn exchange(&self, to: SocketAddr, count: u32) {
+        const BATCH: u32 = 50;
+        let mut peer = Peer::at(&self.path("peer"));
+        let from = SocketAddr::from((self.testbed.wire().v4(), 45_000));
+        for first in (0..count).step_by(BATCH as usize) {
+            let payloads = Payloads::Numbered { first, count: BATCH.min(count - first), len: 200 };
+            peer.order(&Order::Send(Shot {
+                from,
+                to,
+                payloads,
+                ttl: None,
+                tos: None,
+                gap_us: 0,
+                asleep: None,
+            }));
+            for i in first..count.min(first + BATCH) {
+                match peer.order(&Order::Receive { at: from, count: 1 }) {
+                    Answer::Received(list) => assert_eq!(list, [(numbered(i, 200), to)]),
+                    answer => panic!("{answer:?}"),
+                }
+            }
+        }
     }
 
     /// Runs one case and holds what was lifted against what it expects.
@@ -123,14 +175,6 @@ impl Drop for Lab {
     }
 }
 
-fn hoist_run(stats: &Path) -> Result<[OsString; 5]> {
-    let hoist = match std::env::var_os("HOIST_BIN") {
-        Some(path) => path.into(),
-        None => bin("hoist")?,
-    };
-    Ok([hoist.into(), "run".into(), "--json".into(), stats.into(), "--".into()])
-}
-
 /// A program of this workspace, beside the running one.
 pub fn bin(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe().context("find the running program")?;
@@ -143,7 +187,7 @@ pub fn bin(name: &str) -> Result<PathBuf> {
 pub struct Program {
     /// Its command line.
     pub command: Command,
-    stats: PathBuf,
+    status: PathBuf,
     output: PathBuf,
 }
 
@@ -154,7 +198,7 @@ impl Program {
         self.command.stdout(output.try_clone()?).stderr(output);
         let child = self.command.spawn().with_context(|| format!("start {:?}", self.command))?;
         let pidfd = pidfd(child.id()).context("pidfd_open of a child")?;
-        Ok(Running { child, pidfd, status: None, stats: self.stats, output: self.output })
+        Ok(Running { child, pidfd, status: None, report: self.status, output: self.output })
     }
 }
 
@@ -168,7 +212,7 @@ pub struct Running {
     child: Child,
     pidfd: OwnedFd,
     status: Option<ExitStatus>,
-    stats: PathBuf,
+    report: PathBuf,
     output: PathBuf,
 }
 
@@ -215,6 +259,30 @@ impl Running {
         self.wait(LIMIT)
     }
 
+    /// Waits until it, or a process in its namespace, has bound the UDP port.
+    pub fn until_bound(&mut self, port: u16) -> Result<()> {
+        self.until_listed("udp", port, "07")
+    }
+
+    /// Waits until a process in its namespace listens on the TCP port.
+    pub fn until_listening(&mut self, port: u16) -> Result<()> {
+        self.until_listed("tcp", port, "0A")
+    }
+
+    /// proc_net(5): the local address in hexadecimal is the second column, the state the fourth.
+    fn until_listed(&mut self, protocol: &str, port: u16, state: &str) -> Result<()> {
+        let port = format!(":{port:04X}");
+        let listed = |line: &str| {
+            let columns: Vec<_> = line.split_whitespace().take(4).collect();
+            columns.len() == 4 && columns[1].ends_with(&port) && columns[3] == state
+        };
+        self.until(START, &format!("no {protocol} socket on port {port}"), |running| {
+            let tables = [protocol.to_owned(), format!("{protocol}6")];
+            let read = |table| fs::read_to_string(format!("/proc/{}/net/{table}", running.pid()));
+            Ok(tables.iter().any(|table| read(table).unwrap_or_default().lines().any(listed)))
+        })
+    }
+
     /// Waits until its output holds `text`.
     pub fn until_output(&mut self, text: &str, limit: Duration) -> Result<()> {
         self.until(limit, &format!("no {text:?} in its output"), |running| {
@@ -240,8 +308,8 @@ impl Running {
 
     /// What `hoist run` counted, known once it has ended.
     pub fn report(&self) -> Result<Report> {
-        let text = fs::read_to_string(&self.stats)
-            .with_context(|| format!("hoist run wrote no {}\n{}", self.stats.display(), self.output()))?;
+        let text = fs::read_to_string(&self.report)
+            .with_context(|| format!("hoist run wrote no {}\n{}", self.report.display(), self.output()))?;
         Report::parse(&text)
     }
 

@@ -13,6 +13,7 @@ use std::{
         fd::AsRawFd,
         unix::net::{UnixListener, UnixStream},
     },
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -121,6 +122,11 @@ impl Peer {
     /// Connects to the peer that [`ENV_PEER`] names.
     pub fn connect() -> Self {
         let path = std::env::var_os(ENV_PEER).expect("HOIST_TEST_PEER names the peer's socket");
+        Self::at(path.as_ref())
+    }
+
+    /// Connects to the peer that listens at `path`.
+    pub fn at(path: &Path) -> Self {
         Self { stream: BufReader::new(UnixStream::connect(path).expect("the peer listens")) }
     }
 
