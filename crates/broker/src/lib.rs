@@ -8,6 +8,7 @@
 pub mod abi;
 pub mod account;
 pub mod device;
+mod disposal;
 pub mod elf;
 mod endpoint;
 mod error;

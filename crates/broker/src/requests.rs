@@ -53,21 +53,30 @@ impl Broker {
             );
         };
         let welcomed = match Request::decode(bytes) {
-            Ok(Request::Hello { version: VERSION }) => self.welcome(socket),
-            Ok(Request::Hello { version }) => {
-                let _ = reply(socket.as_fd(), &Reply::Refused { errno: libc::EPROTO as u32 }, &[]);
-                Err(Error::Other(format!("the shim speaks version {version}, hoist version {VERSION}")))
+            Ok(Request::Hello { version }) => match check_channel(socket.as_fd()) {
+                Ok(()) if version == VERSION => self.welcome(socket),
+                Ok(()) => {
+                    let _ = reply(socket.as_fd(), &Reply::Refused { errno: libc::EPROTO as u32 }, &[]);
+                    Err(Error::Other(format!("the shim speaks version {version}, hoist version {VERSION}")))
+                }
+                Err(error) => {
+                    self.disposal.close(socket);
+                    Err(error)
+                }
+            },
+            other => {
+                self.disposal.close(socket);
+                let why = other.err().map(|error| format!("it made no sense: {error}"));
+                Err(Error::Other(why.unwrap_or("it did not begin with Hello".into())))
             }
-            Ok(_) => Err(Error::Other("a process did not begin with Hello".into())),
-            Err(error) => Err(Error::Other(format!("a Hello made no sense: {error}"))),
         };
         if let Err(error) = welcomed {
             self.say(format!("a process is not served: {error}"));
         }
+        self.dispose(fds);
     }
 
     fn welcome(&mut self, socket: OwnedFd) -> Result<(), Error> {
-        check_channel(socket.as_fd())?;
         let (pid, _) = sys::peer(socket.as_fd()).context("ask for the peer (SO_PEERCRED)")?;
         let pidfd = sys::pidfd(pid).context(format!("watch process {pid} (pidfd_open)"))?;
         let memfd = sys::sealed_memfd(c"hoist-stats", StatsPage::LEN).context("make the stats page")?;
@@ -105,7 +114,17 @@ impl Broker {
         }
     }
 
+    fn dispose(&mut self, fds: Fds) {
+        fds.into_iter().flatten().for_each(|fd| self.disposal.close(fd));
+    }
+
     fn request(&mut self, id: u64, bytes: &[u8], mut fds: Fds) -> Result<(), Error> {
+        let answered = self.answer(id, bytes, &mut fds);
+        self.dispose(fds);
+        answered
+    }
+
+    fn answer(&mut self, id: u64, bytes: &[u8], fds: &mut Fds) -> Result<(), Error> {
         let request =
             Request::decode(bytes).map_err(|e| Error::Other(format!("a request made no sense: {e}")))?;
         let answer = match request {
@@ -144,7 +163,10 @@ impl Broker {
         let endpoint = match Endpoint::examine(fd.as_fd(), self.netns) {
             Ok(endpoint) if endpoint.cookie == cookie => endpoint,
             Ok(_) => return refused(libc::EINVAL),
-            Err(error) => return refused(error.raw_os_error().unwrap_or(libc::EIO)),
+            Err(error) => {
+                self.disposal.close(fd);
+                return refused(error.raw_os_error().unwrap_or(libc::EIO));
+            }
         };
         drop(fd); // it must not keep the program's socket alive
         let Some(slot) = self.channels.get_mut(&id).and_then(|c| c.slot(cookie)) else {
@@ -349,7 +371,7 @@ impl Broker {
         for cookie in cookies {
             self.refuse(id, cookie, reason);
         }
-        match sys::grace_period() {
+        match self.settle() {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Refused { errno: error.raw_os_error().unwrap_or(libc::EIO) as u32 },
         }

@@ -3,12 +3,13 @@
 use crate::{
     Error, MAX_FRAME,
     device::{self, Device, Inventory},
+    disposal::Disposal,
     endpoint,
     error::Context,
     lease::{Ended, Lease},
     netlink::{self, Route},
     registry::{Channel, Closed, is_pass},
-    rules::{Op, Place, Table, expand},
+    rules::{Change, Op, Place, Table, expand},
     sock_diag::{Entry, SockDiag},
     status::{DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status},
     status_socket::StatusSocket,
@@ -36,6 +37,7 @@ use std::{
 pub(crate) const YOUNG: u32 = 16;
 const CHANNELS: usize = 256;
 const MESSAGES: usize = 100;
+const SPOKEN: usize = 200;
 const PAST_PROCESSES: usize = 64;
 /// How often the sockets of other processes are looked at.
 const WATCH: Duration = Duration::from_secs(1);
@@ -152,6 +154,10 @@ pub struct Broker {
     messages: VecDeque<String>,
     unread: Vec<String>,
     pub(crate) denied: Option<String>,
+    pub(crate) disposal: Disposal,
+    /// Rules were removed since the last grace period.
+    pub(crate) stale: bool,
+    said: usize,
 }
 
 impl Broker {
@@ -206,6 +212,9 @@ impl Broker {
             messages: VecDeque::new(),
             unread: Vec::new(),
             denied: None,
+            disposal: Disposal::default(),
+            stale: false,
+            said: 0,
         };
         broker.status_socket = match StatusSocket::open() {
             Ok(socket) => Some(socket),
@@ -342,7 +351,8 @@ impl Broker {
                 let _ = steered.steer.unset_ring(ring.info.queue);
             }
         }
-        if let Err(error) = sys::grace_period() {
+        self.stale = true; // the queues' rings
+        if let Err(error) = self.settle() {
             self.say(format!("wait for packets on their way (membarrier): {error}"));
         }
         let Some(channel) = self.channels.get(&lease.owner) else { return };
@@ -435,10 +445,20 @@ impl Broker {
     pub(crate) fn apply(&mut self, ops: Vec<Op>) {
         for (ifindex, key, change) in ops {
             let Some(steered) = self.steered.get_mut(&ifindex) else { continue };
+            self.stale |= change == Change::NoRule;
             if let Err(error) = steered.steer.apply(key, change) {
                 self.say(format!("port {}: {error}", key.port));
             }
         }
+    }
+
+    /// Waits until packets that met a removed rule are in their rings.
+    pub(crate) fn settle(&mut self) -> std::io::Result<()> {
+        if self.stale {
+            sys::grace_period()?;
+            self.stale = false;
+        }
+        Ok(())
     }
 
     /// Removes the rules of one socket.
@@ -588,8 +608,12 @@ impl Broker {
             self.messages.pop_front();
         }
         self.messages.push_back(text.clone());
-        if self.unread.len() < MESSAGES {
-            self.unread.push(text);
+        // A process that wants to be noticed shall not fill the terminal.
+        self.said += 1;
+        match self.said {
+            ..SPOKEN => self.unread.push(text),
+            SPOKEN => self.unread.push(format!("{text} (further messages: hoist status --json)")),
+            _ => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! The broker against a program that the test plays: it registers sockets, maps rings, reads lifted frames and gives them
 //! back. On a veth pair of its own. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use hoist_broker::{Broker, Config, Mode, Ports, status::Status};
 use hoist_ipc::{MAX_MESSAGE, Reason, Reply, Request, RingInfo, VERSION, page::Mapped};
@@ -458,6 +459,62 @@ fn a_device_that_goes_away_leaves_the_sockets_to_the_kernel() {
         rig.until(|broker| broker.status().sockets[0].reason == "device-gone");
         assert_eq!(rig.register(&mut program, &socket), Reason::NoDevice);
     });
+}
+
+#[test]
+fn an_address_that_comes_is_lifted_and_one_that_goes_is_not() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(Ipv4Addr::UNSPECIFIED, 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        let [a, b, ..] = tb.host().v4().octets();
+        let second = Ipv4Addr::new(a, b, 9, 9);
+        let verdict = |status: Status, word: &str| {
+            status.devices[0].passed.iter().find(|p| p.reason == word).map_or(0, |p| p.packets)
+        };
+        // The neighbour is known by the frames of the first: the second has the same MAC address.
+        set_address(tb.host().ifindex(), second, true);
+        let deadline = Instant::now() + PATIENCE;
+        while rig.status().devices[0].lifted_packets == 0 {
+            assert!(Instant::now() < deadline);
+            send(tb, second, 5000, b"second");
+        }
+        assert_eq!(program.datagram(), (b"second".to_vec(), SocketAddr::new(second.into(), 5000)));
+        set_address(tb.host().ifindex(), second, false);
+        while verdict(rig.status(), "address") == 0 {
+            assert!(Instant::now() < deadline);
+            send(tb, second, 5000, b"gone");
+        }
+        send(tb, tb.host().v4(), 5000, b"first");
+        while program.datagram().0 != b"first" {}
+    });
+}
+
+/// Adds or removes an address of a device of this namespace.
+fn set_address(ifindex: u32, address: Ipv4Addr, add: bool) {
+    use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+    use netlink_packet_route::{
+        AddressFamily as Family, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+    };
+    let mut message = AddressMessage::default();
+    (message.header.family, message.header.prefix_len, message.header.index) = (Family::Inet, 32, ifindex);
+    message.attributes =
+        vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+    let message =
+        if add { RouteNetlinkMessage::NewAddress(message) } else { RouteNetlinkMessage::DelAddress(message) };
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | if add { NLM_F_CREATE } else { 0 };
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE).unwrap();
+    socket.bind_auto().unwrap();
+    socket.send_to(&bytes, &netlink_sys::SocketAddr::new(0, 0), 0).unwrap();
+    let reply =
+        NetlinkMessage::<RouteNetlinkMessage>::deserialize(&socket.recv_from_full().unwrap().0).unwrap();
+    assert!(matches!(reply.payload, NetlinkPayload::Error(e) if e.code.is_none()));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Every verdict of `steer`, one packet at a time (BPF_PROG_TEST_RUN). Needs root.
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use hoist_broker::{
     MAX_FRAME,

@@ -63,7 +63,9 @@ pub(super) fn supervise(broker: &mut Broker, launched: Launched, require: bool) 
         match broker.holds_rings() {
             Some(pid) if !program.dismissed => {
                 if !staying {
-                    say(&format!("the program has ended; its descendant {pid} goes on with the rings, and hoist with it"));
+                    say(&format!(
+                        "the program has ended; its descendant {pid} goes on with the rings, and hoist with it"
+                    ));
                     staying = true;
                 }
             }
@@ -73,7 +75,8 @@ pub(super) fn supervise(broker: &mut Broker, launched: Launched, require: bool) 
 }
 
 fn wait(broker: &Broker, signals: &SignalFd) -> Result<()> {
-    let mut fds = [PollFd::new(broker.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    let mut fds =
+        [PollFd::new(broker.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::NONE) {
         Err(nix::Error::EINTR) | Ok(_) => Ok(()),
         Err(errno) => Err(errno).context("poll"),
@@ -84,7 +87,9 @@ impl Program {
     fn on_signal(&mut self, broker: &Broker, info: &siginfo) -> Result<()> {
         let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { return Ok(()) };
         match signal {
-            Signal::SIGCHLD => self.ended = self.ended.or(self.launched.child.try_wait().context("wait for the program")?),
+            Signal::SIGCHLD => {
+                self.ended = self.ended.or(self.launched.child.try_wait().context("wait for the program")?)
+            }
             Signal::SIGUSR1 => eprint!("{}", render::text(&broker.status())),
             _ if self.ended.is_some() => self.dismissed = signal != Signal::SIGWINCH,
             _ if info.ssi_code == SI_KERNEL => {}

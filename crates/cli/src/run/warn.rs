@@ -24,7 +24,8 @@ fn netfilter() -> Option<String> {
         return Some(format!("nftables has {hooks} rules for what comes in"));
     }
     let legacy = ["ip", "ip6"].into_iter().filter(|family| {
-        fs::read_to_string(format!("/proc/thread-self/net/{family}_tables_names")).is_ok_and(|names| !names.trim().is_empty())
+        fs::read_to_string(format!("/proc/thread-self/net/{family}_tables_names"))
+            .is_ok_and(|names| !names.trim().is_empty())
     });
     let legacy: Vec<_> = legacy.map(|family| format!("{family}tables")).collect();
     (!legacy.is_empty()).then(|| format!("{} is in use", legacy.join(" and ")))
@@ -33,10 +34,14 @@ fn netfilter() -> Option<String> {
 /// Devices with rp_filter 1; the kernel takes the higher of `all` and the device's own (IN_DEV_RPFILTER).
 fn strict_rp_filter(conf: &Path) -> Vec<String> {
     let value = |name: &str| {
-        fs::read_to_string(conf.join(name).join("rp_filter")).ok().and_then(|v| v.trim().parse::<u32>().ok()).unwrap_or(0)
+        fs::read_to_string(conf.join(name).join("rp_filter"))
+            .ok()
+            .and_then(|v| v.trim().parse::<u32>().ok())
+            .unwrap_or(0)
     };
     let all = value("all");
-    let names = fs::read_dir(conf).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
+    let names =
+        fs::read_dir(conf).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
     let real = names.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
     let mut strict: Vec<_> = real.filter(|name| value(name).max(all) == 1).collect();
     strict.sort();

@@ -42,8 +42,12 @@ fn write_device(out: &mut String, device: &DeviceStatus) -> std::fmt::Result {
     let DeviceStatus { name, driver, xdp, mode, .. } = device;
     write!(out, "  device {name} [{driver}]: XDP {xdp}{}", because(&device.xdp_reason))?;
     writeln!(out, ", {mode}{}", because(&device.mode_reason))?;
-    let passed: Vec<_> =
-        device.passed.iter().filter(|p| p.packets > 0).map(|p| format!("{} {}", p.reason, p.packets)).collect();
+    let passed: Vec<_> = device
+        .passed
+        .iter()
+        .filter(|p| p.packets > 0)
+        .map(|p| format!("{} {}", p.reason, p.packets))
+        .collect();
     writeln!(out, "    lifted {} packets, {} bytes", device.lifted_packets, device.lifted_bytes)?;
     if !passed.is_empty() {
         writeln!(out, "    passed {}", passed.join(", "))?;
@@ -62,14 +66,16 @@ fn write_ring(out: &mut String, ring: &RingStatus) -> std::fmt::Result {
         ("dropped by the kernel", ring.rx_dropped),
         ("bad descriptor", ring.bad_descriptor),
     ];
-    let troubles: String = troubles.iter().filter(|t| t.1 > 0).map(|(name, n)| format!(", {name} {n}")).collect();
+    let troubles: String =
+        troubles.iter().filter(|t| t.1 > 0).map(|(name, n)| format!(", {name} {n}")).collect();
     writeln!(out, "  ring {} queue {}: received {}{troubles}", ring.device, ring.queue, ring.received)
 }
 
 fn write_socket(out: &mut String, socket: &SocketStatus) -> std::fmt::Result {
     let peer = socket.peer.as_ref().map(|peer| format!(" from {peer}")).unwrap_or_default();
     let reason = if socket.state == "lifted" { String::new() } else { format!(" ({})", socket.reason) };
-    let option = socket.option.map(|(level, name)| format!(" level {level} option {name}")).unwrap_or_default();
+    let option =
+        socket.option.map(|(level, name)| format!(" level {level} option {name}")).unwrap_or_default();
     write!(out, "  socket {}{peer}, process {}: {}{reason}{option}", socket.local, socket.pid, socket.state)?;
     write_traffic(out, &socket.traffic)
 }
