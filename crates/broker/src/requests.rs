@@ -137,6 +137,7 @@ impl Broker {
                 Reply::Done
             }
             Request::Demote { cookie, reason } => self.demote(id, cookie, reason),
+            Request::Settle => self.settled(),
             Request::Group { cookie, join, group, ifindex } => self.group(id, cookie, join, group, ifindex),
             Request::Admit { cookie, from, to } => {
                 self.admit(id, cookie, from, to);
@@ -371,6 +372,10 @@ impl Broker {
         for cookie in cookies {
             self.refuse(id, cookie, reason);
         }
+        Reply::Done
+    }
+
+    fn settled(&mut self) -> Reply {
         match self.settle() {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Refused { errno: error.raw_os_error().unwrap_or(libc::EIO) as u32 },

@@ -46,8 +46,7 @@ pub enum Request {
         /// `SO_COOKIE` of the socket.
         cookie: u64,
     },
-    /// Stop lifting the socket for good, with a reason. [`Reply::Done`] comes after a grace period (RCU): every packet
-    /// that XDP had already redirected is then in its ring.
+    /// Stop lifting the socket for good, with a reason. [`Reply::Done`] comes once no new packet will be lifted.
     Demote {
         /// `SO_COOKIE` of the socket; 0: all sockets of this process.
         cookie: u64,
@@ -65,6 +64,9 @@ pub enum Request {
         /// Interface index, 0: the kernel chose.
         ifindex: u32,
     },
+    /// Wait for a grace period (RCU) if a rule was removed since the last one: when [`Reply::Done`] comes, every packet that
+    /// XDP had already redirected is in its ring.
+    Settle,
     /// `--admit flow`: the kernel has delivered a datagram of this flow to the socket. No reply.
     Admit {
         /// `SO_COOKIE` of the socket.
@@ -259,6 +261,7 @@ impl Request {
                 Encoded::new(5).u64(cookie).u32(join.into()).ip(group).u32(ifindex)
             }
             Self::Admit { cookie, from, to } => Encoded::new(6).u64(cookie).address(from).address(to),
+            Self::Settle => Encoded::new(7),
         }
     }
 
@@ -275,6 +278,7 @@ impl Request {
             4 => Self::Demote { cookie: c.u64()?, reason: c.reason()? },
             5 => Self::Group { cookie: c.u64()?, join: c.flag()?, group: c.ip()?, ifindex: c.u32()? },
             6 => Self::Admit { cookie: c.u64()?, from: c.address()?, to: c.address()? },
+            7 => Self::Settle,
             value => return Err(DecodeError::Unknown { what: "request", value }),
         };
         c.end(request)
@@ -364,6 +368,7 @@ mod tests {
             any::<u64>().prop_map(|cookie| Request::Demote { cookie, reason: Reason::Forked }),
             (any::<u64>(), any::<bool>(), ip(), any::<u32>())
                 .prop_map(|(cookie, join, group, ifindex)| Request::Group { cookie, join, group, ifindex }),
+            Just(Request::Settle),
             (any::<u64>(), address(), address()).prop_map(|(cookie, from, to)| Request::Admit {
                 cookie,
                 from,

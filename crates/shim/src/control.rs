@@ -211,9 +211,27 @@ pub(crate) fn changed(socket: &'static Socket, fd: i32) {
     }
 }
 
+/// After a successful `connect`: a port that the kernel chose is shown as young from now on.
+pub(crate) fn connected(socket: &'static Socket, fd: i32) {
+    changed(socket, fd);
+    if socket.state() == State::Kernel {
+        count_young(socket);
+    }
+}
+
+fn count_young(socket: &'static Socket) {
+    if own_process()
+        && let Some(page) = page_for_young()
+        && !socket.young.swap(true, Relaxed)
+    {
+        page.young_sockets.fetch_add(1, Relaxed);
+    }
+}
+
 /// After a datagram read from the kernel by a socket that is not registered.
 #[cold]
 pub(crate) fn read_while_young(socket: &'static Socket, fd: i32, bytes: usize) {
+    count_young(socket);
     if let Some(page) = engine::page() {
         page.unregistered_packets.fetch_add(1, Relaxed);
         page.unregistered_bytes.fetch_add(bytes as u64, Relaxed);
@@ -222,6 +240,17 @@ pub(crate) fn read_while_young(socket: &'static Socket, fd: i32, bytes: usize) {
     if reads >= YOUNG.load(Relaxed) && socket.kernel_waits.load(SeqCst) == 0 {
         register(socket, fd);
     }
+}
+
+/// The stats page, asked for if need be: what is not lifted is counted too.
+fn page_for_young() -> Option<&'static page::StatsPage> {
+    if engine::page().is_none() {
+        let mut client = CLIENT.lock()?;
+        if !client.gone && client.channel < 0 {
+            client.gone = client.connect().is_none();
+        }
+    }
+    engine::page()
 }
 
 /// Asks for the socket to be lifted, or tells that it changed.
@@ -234,6 +263,11 @@ pub(crate) fn register(socket: &'static Socket, fd: i32) {
         return;
     }
     let Some(mut client) = CLIENT.lock() else { return };
+    if socket.young.swap(false, Relaxed)
+        && let Some(page) = engine::page()
+    {
+        page.young_sockets.fetch_sub(1, Relaxed);
+    }
     let timestamps = socket.wants.load(Relaxed) & want::TIME != 0;
     let request = Request::Register { cookie: socket.cookie.load(Relaxed), timestamps };
     let (slot, reason) = match client.ask(&request, Some(fd)) {
@@ -312,14 +346,26 @@ pub(crate) fn demote(socket: &'static Socket, reason: Reason, option: u32) {
     if socket.state() != State::Lifted || !own_process() || engine_held() {
         return;
     }
-    let Some(mut client) = CLIENT.lock() else { return };
-    client.ask(&Request::Demote { cookie: socket.cookie.load(Relaxed), reason }, None);
-    drop(client);
     end_lift(socket, State::Passing);
-    if let Some(mut state) = ENGINE.lock() {
-        state.ride_queue(socket);
+    give_to_kernel(&[socket], socket.cookie.load(Relaxed), reason);
+}
+
+/// What is queued and what still arrives rides to the kernel, in order: the sockets are no longer known to the pump.
+///
+/// Almost everything rides before new datagrams may pass, what `steer` lifts until then right after, and what a processor was
+/// just redirecting after a grace period. Only datagrams of that last moment can be overtaken.
+fn give_to_kernel(sockets: &[&'static Socket], cookie: u64, reason: Reason) {
+    let ride = || {
+        let Some(mut state) = ENGINE.lock() else { return };
+        sockets.iter().for_each(|socket| state.ride_queue(socket));
         state.drain_all();
-    }
+    };
+    let ask = |request| CLIENT.lock().map(|mut client| client.ask(&request, None));
+    ride();
+    ask(Request::Demote { cookie, reason });
+    ride();
+    ask(Request::Settle);
+    ride();
 }
 
 /// Everything goes back to the kernel, for another process is about to share the sockets.
@@ -327,9 +373,6 @@ pub(crate) fn demote_all(reason: Reason) {
     if LIFTED.load(Relaxed) == 0 || !own_process() || engine_held() {
         return;
     }
-    let Some(mut client) = CLIENT.lock() else { return };
-    client.ask(&Request::Demote { cookie: 0, reason }, None);
-    drop(client);
     let mut lifted: Vec<&'static Socket> = SOCKETS.iter(highest()).map(|(_, socket)| socket).collect();
     lifted.retain(|socket| socket.state() == State::Lifted);
     for socket in &lifted {
@@ -339,9 +382,20 @@ pub(crate) fn demote_all(reason: Reason) {
         }
         end_lift(socket, State::Passing);
     }
-    let Some(mut state) = ENGINE.lock() else { return };
-    lifted.iter().for_each(|socket| state.ride_queue(socket));
-    state.drain_all();
+    give_to_kernel(&lifted, 0, reason);
+}
+
+/// Before a child that starts another program without the fork handlers: sockets that stay open in it go to the kernel.
+pub(crate) extern "C" fn before_spawn() {
+    if LIFTED.load(Relaxed) == 0 || !own_process() {
+        return;
+    }
+    let stay_open = |fd| sys::descriptor_flags(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
+    for (fd, socket) in SOCKETS.iter(highest()) {
+        if socket.state() == State::Lifted && stay_open(fd) {
+            demote(socket, Reason::Forked, 0);
+        }
+    }
 }
 
 fn engine_held() -> bool {

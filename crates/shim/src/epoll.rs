@@ -28,8 +28,9 @@ type Result<T> = core::result::Result<T, Errno>;
 
 const READABLE: u32 = (EPOLLIN | EPOLLRDNORM) as u32;
 
-/// Waits that found lifted data between two looks at the kernel's own list.
-const KERNEL_TURN: u32 = 8;
+/// A look at the kernel's own list holds for so long, ns, while lifted data waits: what became ready since then might as well
+/// have become ready after the call returned.
+const KERNEL_TURN_NS: u64 = 10_000;
 
 /// `data` of the shim's own events.
 static TOKEN: AtomicU64 = AtomicU64::new(0);
@@ -79,8 +80,11 @@ pub(crate) struct Epoll {
     nested: AtomicBool,
     /// A forked child has it too: no descriptor of ours may be in it.
     shared: AtomicBool,
-    since_kernel: AtomicU32,
+    /// When the kernel's list was last looked at, CLOCK_MONOTONIC ns; 0: it must be.
+    kernel_look: AtomicU64,
     oneshots: AtomicBool,
+    /// Some interest is in more than reading, level-triggered: only the kernel can tell, at every wait.
+    more_than_reading: AtomicBool,
 }
 
 // SAFETY: `lists` is reached only through `with`, which holds `locked`.
@@ -101,8 +105,9 @@ impl Epoll {
             rings: AtomicU32::new(0),
             nested: AtomicBool::new(false),
             shared: AtomicBool::new(false),
-            since_kernel: AtomicU32::new(0),
+            kernel_look: AtomicU64::new(0),
             oneshots: AtomicBool::new(false),
+            more_than_reading: AtomicBool::new(false),
         }
     }
 
@@ -211,6 +216,34 @@ impl Epoll {
         count
     }
 
+    fn note_kind(&self, events: u32) {
+        const READING: u32 =
+            READABLE | (libc::EPOLLERR | libc::EPOLLHUP | EPOLLONESHOT | EPOLLEXCLUSIVE) as u32;
+        self.oneshots.fetch_or(events & EPOLLONESHOT as u32 != 0, Relaxed);
+        self.more_than_reading.fetch_or(events & EPOLLET as u32 == 0 && events & !READING != 0, Relaxed);
+    }
+
+    /// Whether the kernel's list must be looked at before lifted data is reported.
+    fn kernel_due(&self, now: u64) -> bool {
+        self.more_than_reading.load(Relaxed)
+            || now.wrapping_sub(self.kernel_look.load(Relaxed)) > KERNEL_TURN_NS
+    }
+
+    fn nothing_lifted(&self) -> bool {
+        self.with(|lists| lists.ready.is_empty())
+    }
+
+    /// Forgets ready interests that were read meanwhile, so that the bell tells the truth to who watches the instance.
+    fn refresh(&self) {
+        let empty = self.with(|lists| {
+            prune(lists);
+            lists.ready.is_empty()
+        });
+        if empty && self.rung.load(Relaxed) {
+            self.silence();
+        }
+    }
+
     /// Clears the bell, unless something became ready meanwhile.
     fn silence(&self) {
         self.rung.store(false, SeqCst);
@@ -292,6 +325,17 @@ fn collect(lists: &mut Lists, room: &mut [epoll_event], disarm: &mut Vec<(c_int,
     count
 }
 
+fn prune(lists: &mut Lists) {
+    for _ in 0..lists.ready.len() {
+        let Some(index) = lists.ready.pop_front() else { break };
+        let Some(interest) = lists.interests.get_mut(index as usize) else { continue };
+        interest.queued = interest.socket.is_some_and(|socket| !socket.is_empty());
+        if interest.queued {
+            lists.ready.push_back(index);
+        }
+    }
+}
+
 fn disarm_fired(lists: &mut Lists, events: &[epoll_event]) {
     for event in events {
         let data = event.u64;
@@ -346,16 +390,15 @@ pub(crate) fn share_all() {
 
 /// A poll or another instance watches `fd`: if it is an instance of ours, its bell tells the truth from now on.
 pub(crate) fn watched_from_outside(fd: c_int) {
-    if let Some(epoll) = EPOLLS.of(fd)
-        && !epoll.nested.swap(true, SeqCst)
-    {
+    let Some(epoll) = EPOLLS.of(fd) else { return };
+    if !epoll.nested.swap(true, SeqCst) {
         epoll.add_rings();
-        if epoll.with(|lists| {
-            lists.ready.iter().any(|&i| lists.interests[i as usize].socket.is_some_and(|s| !s.is_empty()))
-        }) {
-            epoll.ring_later();
-            ring_pending();
-        }
+    }
+    engine::pump();
+    epoll.refresh();
+    if !epoll.nothing_lifted() {
+        epoll.ring_later();
+        ring_pending();
     }
 }
 
@@ -366,6 +409,9 @@ pub(crate) fn watched_from_outside(fd: c_int) {
 pub(crate) unsafe fn controlled(epfd: c_int, op: c_int, fd: c_int, event: *const epoll_event) {
     // SAFETY: the kernel has just read it, so it is readable; null for DEL.
     let event = unsafe { event.as_ref() }.map(|event| (event.events, event.u64));
+    if let Some(epoll) = EPOLLS.of(epfd) {
+        epoll.kernel_look.store(0, Relaxed);
+    }
     match (op, event) {
         (libc::EPOLL_CTL_ADD, Some((events, data))) => {
             watched_from_outside(fd);
@@ -395,7 +441,7 @@ fn add(epfd: c_int, fd: c_int, socket: &'static Socket, events: u32, data: u64) 
     }
     let interest = Interest { socket: Some(socket), fd, events, data, queued: false, armed: true };
     let index = epoll.with(|lists| place(lists, interest));
-    epoll.oneshots.fetch_or(events & EPOLLONESHOT as u32 != 0, Relaxed);
+    epoll.note_kind(events);
     let Some(mut state) = ENGINE.lock() else { return };
     socket.lock_held.watchers.with(&mut state).push((epoll, index));
     drop(state);
@@ -425,7 +471,7 @@ fn rearm(epoll: &'static Epoll, socket: &'static Socket, index: u32) {
 
 fn modify(epfd: c_int, fd: c_int, events: u32, data: u64) {
     let (Some(epoll), Some(socket)) = (EPOLLS.of(epfd), SOCKETS.of(fd)) else { return };
-    epoll.oneshots.fetch_or(events & EPOLLONESHOT as u32 != 0, Relaxed);
+    epoll.note_kind(events);
     let index = epoll.with(|lists| {
         let index = lists.interests.iter().position(|old| old.fd == fd && old.socket.is_some())?;
         let interest = &mut lists.interests[index];
@@ -505,9 +551,12 @@ impl Wait {
 
     /// What is there now; None: nothing, and the program wants to wait.
     fn without_sleep(&self, epoll: &Epoll, room: &mut [epoll_event]) -> Result<Option<usize>> {
-        let turn = epoll.since_kernel.fetch_add(1, Relaxed) >= KERNEL_TURN;
-        if turn || self.look {
-            epoll.since_kernel.store(0, Relaxed);
+        let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+        if self.look || epoll.kernel_due(now) {
+            if epoll.nothing_lifted() && !self.look {
+                return Ok(None); // the sleep looks too
+            }
+            epoll.kernel_look.store(now, Relaxed);
             let count = sys::epoll_look(self.epfd, self.events, self.max)?;
             let kept = epoll.own_out(&mut room[..count]);
             let count = kept + merge(room, kept, |rest| epoll.collect(rest));

@@ -5,6 +5,7 @@
 use crate::{
     control,
     epoll::Wait,
+    message::plausible,
     next, options,
     options::Effect,
     poll::{self, KernelWait, Sets},
@@ -172,13 +173,15 @@ hooks! {
                 let nobody = core::ptr::null_mut();
                 to_libc(receive::recvfrom(socket, fd, buffer.cast(), len, 0, nobody, core::ptr::null_mut()))
             }
+            _ if len == 0 => next::read(fd, buffer, len),
             _ => kernel_read(fd, || next::read(fd, buffer, len)),
         }
     }
 
     fn readv(fd: c_int, vector: *const iovec, count: c_int) -> ssize_t {
         match lifted(fd) {
-            Some(socket) if !empty(vector, count) => to_libc(receive::readv(socket, fd, vector, count)),
+            Some(socket) if plausible(vector) && !empty(vector, count) => to_libc(receive::readv(socket, fd, vector, count)),
+            _ if SOCKETS.of(fd).is_none() || empty(vector, count) => next::readv(fd, vector, count),
             _ => kernel_read(fd, || next::readv(fd, vector, count)),
         }
     }
@@ -207,6 +210,9 @@ fn ordinary(flags: c_int) -> bool {
 
 /// A read of no bytes takes no datagram (`sock_read_iter`).
 unsafe fn empty(vector: *const iovec, count: c_int) -> bool {
+    if !plausible(vector) {
+        return true; // for the kernel to refuse
+    }
     // SAFETY: the program passed `count` entries.
     (0..count.clamp(0, libc::UIO_MAXIOV) as usize).all(|i| unsafe { (*vector.add(i)).iov_len } == 0)
 }
@@ -227,7 +233,7 @@ fn check(len: size_t, room: size_t) {
 hooks! {
     fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
         let Some(set) = ours(fds, count) else { return passed_poll(fds, count, || next::poll(fds, count, timeout)) };
-        let deadline = Deadline::after((timeout >= 0).then_some(timeout as u64 * 1_000_000));
+        let deadline = Deadline::after(milliseconds(timeout));
         to_int(poll::poll(set, deadline, timeout == 0, core::ptr::null()))
     }
 
@@ -291,7 +297,7 @@ hooks! {
     fn epoll_pwait(epfd: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int {
         match EPOLLS.of(epfd) {
             Some(epoll) if max > 0 && !events.is_null() && crate::engine::ring_count() > 0 => {
-                let deadline = Deadline::after((timeout >= 0).then_some(timeout as u64 * 1_000_000));
+                let deadline = Deadline::after(milliseconds(timeout));
                 to_int(Wait { epfd, events, max, deadline, look: timeout == 0, mask }.run(epoll))
             }
             _ => next::epoll_pwait(epfd, events, max, timeout, mask),
@@ -330,6 +336,11 @@ unsafe fn passed_poll(fds: *mut pollfd, count: nfds_t, poll: impl FnOnce() -> c_
     let result = poll();
     waits.end();
     result
+}
+
+/// A poll timeout in nanoseconds; negative: no end.
+fn milliseconds(timeout: c_int) -> Option<u64> {
+    u64::try_from(timeout).ok().map(|ms| ms * 1_000_000)
 }
 
 /// None: not a valid time, for the kernel to refuse.
@@ -374,7 +385,7 @@ hooks! {
         if result == 0
             && let Some(socket) = SOCKETS.of(fd)
         {
-            control::changed(socket, fd);
+            control::connected(socket, fd);
         }
         result
     }
@@ -618,11 +629,12 @@ hooks! {
     }
 }
 
-// ---- exec ----
+// ---- exec and spawn ----
 
-/// Stands in for a function of the exec family: prepares, then becomes the original with all its arguments, however many.
-macro_rules! exec {
-    ($($name:ident)+) => {$(
+/// Stands in for functions that start a program: prepares, then becomes the original with all its arguments, however many,
+/// and its caller's stack frame (vfork).
+macro_rules! start_program {
+    ($prepare:path: $($name:ident)+) => {$(
         /// Stand-in for the libc function of this name.
         ///
         /// # Safety
@@ -637,7 +649,7 @@ macro_rules! exec {
                     Err(_) => panic!("a name without a NUL"),
                 };
                 static NEXT: next::Next = next::Next::new(NAME);
-                control::before_exec();
+                $prepare();
                 NEXT.address()
             }
             // the six argument registers and rax (vector registers in use, for variadic calls) are kept
@@ -653,4 +665,5 @@ macro_rules! exec {
     )+};
 }
 
-exec! { execve execv execvp execvpe fexecve execveat execl execlp execle }
+start_program! { control::before_exec: execve execv execvp execvpe fexecve execveat execl execlp execle }
+start_program! { control::before_spawn: posix_spawn posix_spawnp vfork }

@@ -24,6 +24,13 @@ pub(crate) fn payload<'m>(memory: &'m Memory, arrival: &Arrival) -> &'m [u8] {
         .unwrap_or(&[])
 }
 
+/// Whether the kernel could accept this as an address of the program's: not in the first page (`mmap_min_addr`), not
+/// beyond user space. The cheap part of what `access_ok` and a page fault tell the kernel.
+#[inline]
+pub(crate) fn plausible<T>(pointer: *const T) -> bool {
+    (4096..1 << 47).contains(&(pointer as usize))
+}
+
 /// Where a read goes: the program's buffers.
 #[derive(Clone, Copy)]
 pub(crate) enum Buffers {
@@ -34,8 +41,8 @@ pub(crate) enum Buffers {
 impl Buffers {
     /// Copies as much as fits; returns how much.
     ///
-    /// Buffers that cannot be written are the program's fault: null is `EFAULT` as in Linux, another bad address is a
-    /// SIGSEGV (docs/limitations.md).
+    /// An address that cannot be the program's is `EFAULT`, as in Linux; one that is merely not mapped is a SIGSEGV
+    /// (docs/limitations.md).
     #[inline]
     pub(crate) fn fill(self, bytes: &[u8]) -> Result<usize, Errno> {
         match self {
@@ -51,7 +58,7 @@ fn copy(bytes: &[u8], base: *mut u8, len: usize) -> Result<usize, Errno> {
     if len == 0 {
         return Ok(0);
     }
-    if base.is_null() {
+    if !plausible(base) {
         return Err(Errno(libc::EFAULT));
     }
     // SAFETY: the program vouches for its buffer by the call's contract; the frame is ours and not the program's.
@@ -60,7 +67,7 @@ fn copy(bytes: &[u8], base: *mut u8, len: usize) -> Result<usize, Errno> {
 }
 
 fn fill_many(vector: *const iovec, count: usize, bytes: &[u8]) -> Result<usize, Errno> {
-    if vector.is_null() && count > 0 {
+    if !plausible(vector) && count > 0 {
         return Err(Errno(libc::EFAULT));
     }
     let mut done = 0;
@@ -85,15 +92,13 @@ pub(crate) fn write_name(
     if name.is_null() {
         return Ok(());
     }
-    if len.is_null() {
+    if !plausible(len) {
         return Err(Errno(libc::EFAULT));
     }
     // SAFETY: the program passed a valid length with its name buffer.
     let room = unsafe { *len };
-    if room as i32 <= 0 {
-        if (room as i32) < 0 {
-            return Err(Errno(libc::EINVAL));
-        }
+    if (room as i32) < 0 {
+        return Err(Errno(libc::EINVAL));
     }
     let (bytes, full) = sockaddr_bytes(v6, &arrival.route.source, arrival.ifindex);
     copy(&bytes[..full], name.cast(), room as usize)?;

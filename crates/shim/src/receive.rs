@@ -112,6 +112,8 @@ impl Read<'_> {
             kernel_turn = match wait::for_socket(self.socket, self.fd, self.deadline()) {
                 Woken::Kernel => true,
                 Woken::Look => false,
+                // without MSG_DONTWAIT, which would hide the shutdown behind EAGAIN (__skb_recv_datagram)
+                Woken::Shutdown => return reader.kernel(self.flags),
                 Woken::Timeout => return self.from_kernel(reader),
                 Woken::Interrupted => return Err(Errno(libc::EINTR)),
             };
@@ -283,7 +285,7 @@ pub(crate) unsafe fn recvmsg(
     header: *mut msghdr,
     flags: c_int,
 ) -> Result<usize> {
-    if header.is_null() {
+    if !message::plausible(header) {
         return Err(Errno(libc::EFAULT));
     }
     let mut reader = Header { socket, fd, header, flags };
@@ -324,6 +326,9 @@ pub(crate) unsafe fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> Result<usize> {
+    if !message::plausible(messages) || !(timeout.is_null() || message::plausible(timeout)) {
+        return Err(Errno(libc::EFAULT));
+    }
     // SAFETY: the program passed a timespec or null.
     let limit = unsafe { timeout.as_ref() };
     if limit.is_some_and(|limit| limit.tv_sec < 0 || !(0..1_000_000_000).contains(&limit.tv_nsec)) {

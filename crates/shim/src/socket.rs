@@ -70,6 +70,8 @@ pub(crate) struct Socket {
     pub(crate) drops: AtomicU32,
     /// The port was named by the program, not chosen by the kernel.
     pub(crate) named_port: AtomicBool,
+    /// Counted as young in the stats page.
+    pub(crate) young: AtomicBool,
     /// Datagrams read from the kernel while unregistered.
     pub(crate) young_reads: AtomicU32,
     /// Reason (as u32) for which the shim itself keeps the socket from being lifted, 0: none; and the option.
@@ -115,6 +117,7 @@ impl Socket {
             rcvbuf: AtomicU32::new(0),
             drops: AtomicU32::new(0),
             named_port: AtomicBool::new(false),
+            young: AtomicBool::new(false),
             young_reads: AtomicU32::new(0),
             kept: AtomicU32::new(0),
             kept_option: AtomicU32::new(0),
@@ -151,6 +154,7 @@ impl Socket {
         }
         self.timeout_us.store(0, Relaxed);
         self.named_port.store(false, Relaxed);
+        self.young.store(false, Relaxed);
         self.kernel_first.store(false, Relaxed);
         self.kernel_older.store(false, Relaxed);
         self.peeked.store(peeked::NOTHING, Relaxed);

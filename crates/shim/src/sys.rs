@@ -32,6 +32,10 @@ pub(crate) fn status_flags(fd: c_int) -> Result<c_int> {
     call(libc::SYS_fcntl, [fd as usize, libc::F_GETFL as usize, 0, 0, 0, 0]).map(|flags| flags as c_int)
 }
 
+pub(crate) fn descriptor_flags(fd: c_int) -> Result<c_int> {
+    call(libc::SYS_fcntl, [fd as usize, libc::F_GETFD as usize, 0, 0, 0, 0]).map(|flags| flags as c_int)
+}
+
 pub(crate) fn nofile_limit() -> u64 {
     let mut limit = libc::rlimit64 { rlim_cur: 1024, rlim_max: 1024 };
     let args = [0, libc::RLIMIT_NOFILE as usize, 0, &raw mut limit as usize, 0, 0];

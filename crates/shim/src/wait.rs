@@ -12,7 +12,7 @@ use core::sync::atomic::{
     fence,
 };
 use hoist_sys::Errno;
-use libc::{POLLIN, c_int, pollfd};
+use libc::{POLLHUP, POLLIN, POLLRDHUP, c_int, pollfd};
 
 /// Descriptors watched without an allocation.
 const INLINE: usize = 64;
@@ -160,6 +160,8 @@ impl<'a, S: Iterator<Item = &'a Socket> + Clone> Waiting<'a, S> {
 pub(crate) enum Woken {
     /// The kernel's queue may have something (or an error).
     Kernel,
+    /// The socket is shut down for reading: a blocking read of the kernel's returns at once.
+    Shutdown,
     /// Look at the rings and the queue.
     Look,
     /// The time is over.
@@ -179,7 +181,7 @@ pub(crate) fn for_socket(socket: &Socket, fd: c_int, deadline: Deadline) -> Woke
         return Woken::Look;
     }
     let mut set = PollSet::new();
-    set.push(fd, POLLIN);
+    set.push(fd, POLLIN | POLLRDHUP);
     set.push_rings();
     if let Some(bell) = waiting.bell() {
         set.push(bell, POLLIN);
@@ -235,7 +237,11 @@ fn sleep_watching_signals(set: &mut PollSet, limit: Option<u64>) -> Woken {
 }
 
 fn verdict(set: &mut PollSet) -> Woken {
-    if set.as_mut_slice()[0].revents != 0 { Woken::Kernel } else { Woken::Look }
+    match set.as_mut_slice()[0].revents {
+        0 => Woken::Look,
+        events if events & (POLLRDHUP | POLLHUP) != 0 => Woken::Shutdown,
+        _ => Woken::Kernel,
+    }
 }
 
 /// Through libc, so that the wait is a cancellation point.
