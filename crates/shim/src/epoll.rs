@@ -21,7 +21,9 @@ use core::sync::atomic::{
     fence,
 };
 use hoist_sys::Errno;
-use libc::{EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT, EPOLLRDNORM, c_int, epoll_event, sigset_t};
+use libc::{
+    EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLRDNORM, c_int, epoll_event, sigset_t,
+};
 use std::collections::VecDeque;
 
 type Result<T> = core::result::Result<T, Errno>;
@@ -203,9 +205,10 @@ impl Epoll {
 
     /// Events of lifted sockets, at most `room.len()`.
     fn collect(&self, room: &mut [epoll_event]) -> usize {
-        let mut disarm = Vec::new();
-        let count = self.with(|lists| collect(lists, room, &mut disarm));
-        for (fd, data) in disarm {
+        let mut after = After::default();
+        let count = self.with(|lists| collect(lists, room, &mut after));
+        after.writable.iter().flatten().for_each(|&(at, fd)| room[at].events |= writable_now(fd));
+        for (fd, data) in after.disarm {
             // the kernel's half of a one-shot interest is spent too
             let mut event = epoll_event { events: EPOLLONESHOT as u32, u64: data };
             let _ = sys::epoll_ctl(self.epfd.load(Relaxed), libc::EPOLL_CTL_MOD, fd, &raw mut event);
@@ -298,8 +301,32 @@ fn mark_ready(lists: &mut Lists, index: u32) -> bool {
     true
 }
 
+/// What is left to do once the lists are unlocked again.
+#[derive(Default)]
+struct After {
+    /// One-shot interests that fired: descriptor and data.
+    disarm: Vec<(c_int, u64)>,
+    /// Events of edge-triggered interests in writing too: where in the array, and the descriptor. The kernel reports all that
+    /// is ready whenever it reports anything (`ep_item_poll`).
+    writable: [Option<(usize, c_int)>; 16],
+}
+
+impl After {
+    fn note_writable(&mut self, at: usize, fd: c_int) {
+        if let Some(free) = self.writable.iter_mut().find(|place| place.is_none()) {
+            *free = Some((at, fd));
+        }
+    }
+}
+
+fn writable_now(fd: c_int) -> u32 {
+    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let ready = sys::poll_look(&raw mut entry, 1).is_ok() && entry.revents & libc::POLLOUT != 0;
+    if ready { EPOLLOUT as u32 } else { 0 }
+}
+
 /// Goes once through the ready list, as `ep_send_events`: a level-triggered interest stays in it while there is data.
-fn collect(lists: &mut Lists, room: &mut [epoll_event], disarm: &mut Vec<(c_int, u64)>) -> usize {
+fn collect(lists: &mut Lists, room: &mut [epoll_event], after: &mut After) -> usize {
     let mut count = 0;
     for _ in 0..lists.ready.len() {
         if count == room.len() {
@@ -313,10 +340,13 @@ fn collect(lists: &mut Lists, room: &mut [epoll_event], disarm: &mut Vec<(c_int,
             continue;
         }
         room[count] = epoll_event { events: wants, u64: interest.data };
+        if interest.events & EPOLLOUT as u32 != 0 && interest.events & EPOLLET as u32 != 0 {
+            after.note_writable(count, interest.fd);
+        }
         count += 1;
         if interest.events & EPOLLONESHOT as u32 != 0 {
             interest.armed = false;
-            disarm.push((interest.fd, interest.data));
+            after.disarm.push((interest.fd, interest.data));
         } else if interest.events & EPOLLET as u32 == 0 {
             interest.queued = true;
             lists.ready.push_back(index);
@@ -633,7 +663,7 @@ mod tests {
 
     fn report(lists: &mut Lists, max: usize) -> Vec<u64> {
         let mut room = vec![epoll_event { events: 0, u64: 0 }; max];
-        let count = collect(lists, &mut room, &mut Vec::new());
+        let count = collect(lists, &mut room, &mut After::default());
         room[..count].iter().map(|event| event.u64).collect()
     }
 

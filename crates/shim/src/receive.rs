@@ -326,7 +326,7 @@ pub(crate) unsafe fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> Result<usize> {
-    if !message::plausible(messages) || !(timeout.is_null() || message::plausible(timeout)) {
+    if !(timeout.is_null() || message::plausible(timeout)) {
         return Err(Errno(libc::EFAULT));
     }
     // SAFETY: the program passed a timespec or null.
@@ -336,6 +336,9 @@ pub(crate) unsafe fn recvmmsg(
     }
     let end =
         limit.map(|limit| Deadline::after(Some(limit.tv_sec as u64 * 1_000_000_000 + limit.tv_nsec as u64)));
+    if count > 0 && !message::plausible(messages) {
+        return Err(Errno(libc::EFAULT));
+    }
     let mut flags_now = flags & !libc::MSG_WAITFORONE;
     let mut done = 0;
     while done < count.min(libc::UIO_MAXIOV as c_uint) as usize {
