@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
 /*
  * steer: lifts UDP datagrams that a program of the run owns to its AF_XDP rings and passes all else.
- *
  * Anything not fully understood passes. Unlifted traffic pays for the headers and one array look-up.
  */
 #include <linux/bpf.h>
@@ -37,17 +36,16 @@ static __always_inline int count(__u32 verdict, __u64 bytes)
 {
 	struct steer_counter *c = bpf_map_lookup_elem(&counters, &verdict);
 
-	if (c) {
-		c->packets++;
-		c->bytes += bytes; /* a constant 0 but for lifted packets */
-	}
+	if (!c)
+		return XDP_PASS;
+	c->packets++;
+	c->bytes += bytes; /* a constant 0 but for lifted packets */
 	return XDP_PASS;
 }
 
 static __always_inline int wanted(__be16 dest)
 {
-	__u32 port = bpf_ntohs(dest);
-	__u32 *lifted = bpf_map_lookup_elem(&lift_ports, &port);
+	__u32 port = bpf_ntohs(dest), *lifted = bpf_map_lookup_elem(&lift_ports, &port);
 
 	return lifted && *lifted;
 }
@@ -102,11 +100,6 @@ static __always_inline int is_extension(__u8 next)
 	return next == 0 || next == 43 || next == 44 || next == 50 || next == 51 || next == 60 || next == 135;
 }
 
-static __always_inline int is_tag(__be16 proto)
-{
-	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
-}
-
 static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow)
 {
 	struct udphdr *udp = (void *)(ip + 1);
@@ -128,13 +121,12 @@ static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct fl
 		return STEER_SOURCE;
 	if (!ip->daddr.s6_addr32[0] && !ip->daddr.s6_addr32[1])
 		return STEER_ADDRESS;
-	__builtin_memcpy(flow->source, &ip->saddr, 16);
-	__builtin_memcpy(flow->destination, &ip->daddr, 16);
+	__builtin_memcpy(flow, &ip->saddr, 32);
 	__builtin_memcpy(&flow->source_port, udp, 4);
 	return STEER_LIFT;
 }
 
-/* Writes the arrival time in front of the packet; without room for it the packet goes unstamped. */
+/* The arrival time, in front of the packet; without room for it the packet goes unstamped. */
 static __always_inline void stamp(struct xdp_md *ctx)
 {
 	struct hoist_meta *meta;
@@ -142,10 +134,8 @@ static __always_inline void stamp(struct xdp_md *ctx)
 	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*meta)))
 		return;
 	meta = (void *)(long)ctx->data_meta;
-	if ((void *)(meta + 1) > (void *)(long)ctx->data)
-		return;
-	meta->magic = HOIST_META_MAGIC;
-	meta->time_ns = bpf_ktime_get_ns();
+	if ((void *)(meta + 1) <= (void *)(long)ctx->data)
+		*meta = (struct hoist_meta){ HOIST_META_MAGIC, bpf_ktime_get_ns() };
 }
 
 SEC("xdp")
@@ -183,8 +173,10 @@ int steer(struct xdp_md *ctx)
 		verdict = ipv4_verdict(ip, end, &flow);
 	else if (proto == bpf_htons(ETH_P_IPV6))
 		verdict = ipv6_verdict(ip, end, &flow);
+	else if (proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD))
+		verdict = STEER_VLAN;
 	else
-		verdict = is_tag(proto) ? STEER_VLAN : STEER_NOT_IP;
+		verdict = STEER_NOT_IP;
 	if (verdict == STEER_LIFT)
 		verdict = frame_verdict(eth, len);
 	if (verdict != STEER_LIFT)

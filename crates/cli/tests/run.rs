@@ -135,7 +135,9 @@ fn io_uring_is_not_there() {
 
 /// A shell that says "ready", then waits for its standard input to end.
 fn waiting(options: &[&str], script: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let script = format!("{script}; echo ready $$; read -r line; echo read $line");
+    // A shell looks for signals between commands: a read that has just begun would keep it from them.
+    let idle = "idle() { echo ready; while :; do sleep 0.05; done; }";
+    let script = format!("{idle}; {script}; echo ready; read -r line; echo read $line");
     let mut child = hoist(&[&["run"], options, &["--", "sh", "-c", &script]].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -160,12 +162,15 @@ fn signals_are_passed_on() {
         [(Signal::SIGTERM, 41), (Signal::SIGHUP, 42), (Signal::SIGUSR2, 43), (Signal::SIGQUIT, 44)]
     {
         let name = number.as_str().trim_start_matches("SIG");
-        let (mut child, _out) = waiting(&[], &format!("trap 'exit {code}' {name}"));
+        let (mut child, _out) = waiting(&[], &format!("trap 'exit {code}' {name}; idle"));
         signal(child.id(), number);
+        // wait() would close it first, and so let the program end by itself.
+        let _input = child.stdin.take();
         assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
     }
     let (mut child, _out) = waiting(&[], ":");
     signal(child.id(), Signal::SIGINT);
+    let _input = child.stdin.take();
     assert_eq!(child.wait().unwrap().code(), Some(128 + 2));
 }
 
