@@ -119,12 +119,11 @@ impl Lab {
         let mut command = end.command(&argv[0]);
         command.args(&argv[1..]).env(ENV_PEER, self.path("peer"));
         command.env(ENV_NET, serde_json::to_string(&self.net())?);
-        Ok(Program { command, status, output })
+        Ok(Program { command, mode, status, output })
     }
 
     fn hoist_run(&self, status: &Path) -> Result<Vec<OsString>> {
-        let hoist = std::env::var_os("HOIST_BIN").map_or_else(|| bin("hoist"), |path| Ok(path.into()))?;
-        let mut argv: Vec<OsString> = vec![hoist.into(), "run".into(), "--json".into(), status.into()];
+        let mut argv: Vec<OsString> = vec![hoist()?.into(), "run".into(), "--json".into(), status.into()];
         argv.extend(self.options.iter().cloned());
         argv.push("--".into());
         Ok(argv)
@@ -175,6 +174,11 @@ impl Drop for Lab {
     }
 }
 
+/// The program `hoist`.
+pub fn hoist() -> Result<PathBuf> {
+    std::env::var_os("HOIST_BIN").map_or_else(|| bin("hoist"), |path| Ok(path.into()))
+}
+
 /// A program of this workspace, beside the running one.
 pub fn bin(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe().context("find the running program")?;
@@ -187,6 +191,7 @@ pub fn bin(name: &str) -> Result<PathBuf> {
 pub struct Program {
     /// Its command line.
     pub command: Command,
+    mode: Mode,
     status: PathBuf,
     output: PathBuf,
 }
@@ -198,7 +203,7 @@ impl Program {
         self.command.stdout(output.try_clone()?).stderr(output);
         let child = self.command.spawn().with_context(|| format!("start {:?}", self.command))?;
         let pidfd = pidfd(child.id()).context("pidfd_open of a child")?;
-        Ok(Running { child, pidfd, status: None, report: self.status, output: self.output })
+        Ok(Running { child, pidfd, mode: self.mode, status: None, report: self.status, output: self.output })
     }
 }
 
@@ -211,6 +216,7 @@ fn pidfd(pid: u32) -> std::io::Result<OwnedFd> {
 pub struct Running {
     child: Child,
     pidfd: OwnedFd,
+    mode: Mode,
     status: Option<ExitStatus>,
     report: PathBuf,
     output: PathBuf,
@@ -264,6 +270,30 @@ impl Running {
         self.until_listed("udp", port, "07")
     }
 
+    /// The same, and if it is hoisted, until the port is lifted.
+    pub fn until_ready(&mut self, port: u16) -> Result<()> {
+        self.until_bound(port)?;
+        match self.mode {
+            Mode::Native => Ok(()),
+            Mode::Hoisted => self.until(START, &format!("port {port} is not lifted"), |running| {
+                Ok(running.status()?.is_some_and(|report| report.lifts(port)))
+            }),
+        }
+    }
+
+    /// What `hoist status` says of the run; None before the run can be asked.
+    pub fn status(&self) -> Result<Option<Report>> {
+        let mut command = Command::new(hoist()?);
+        let output = command.args(["status", "--json", &self.pid().to_string()]).output()?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let runs: Vec<Report> =
+            serde_json::from_str(&text).with_context(|| format!("not a status: {text}"))?;
+        Ok(runs.into_iter().next())
+    }
+
     /// Waits until a process in its namespace listens on the TCP port.
     pub fn until_listening(&mut self, port: u16) -> Result<()> {
         self.until_listed("tcp", port, "0A")
@@ -315,7 +345,9 @@ impl Running {
 
     /// An error with what the program wrote.
     pub fn fail(&self, why: &str) -> anyhow::Error {
-        anyhow::anyhow!("{why}\n--- output ---\n{}", self.output())
+        let report = self.report.is_file().then(|| self.report());
+        let report = report.and_then(Result::ok).map(|report| format!("{report:?}\n")).unwrap_or_default();
+        anyhow::anyhow!("{why}\n{report}--- output ---\n{}", self.output())
     }
 
     fn where_stuck(&self) -> String {
@@ -326,7 +358,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.status.is_none() && self.child.try_wait().ok().flatten().is_none() {
-            descendants(self.pid()).into_iter().for_each(kill);
+            descendants(self.pid()).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
             let _ = self.child.wait();
         }
     }
@@ -347,7 +379,8 @@ fn describe(pid: i32) -> String {
     format!("pid {pid} {}: wchan {} syscall {}", read("comm").trim(), read("wchan"), read("syscall"))
 }
 
-fn kill(pid: i32) {
-    // SAFETY: a child of this process or of one of its children, found a moment ago.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
+/// Sends a signal to a process that a program of the lab has started.
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: a descendant of this process, so its number is not used again before its parent has waited for it.
+    let _ = unsafe { libc::kill(pid, signal) }; // it may have ended by itself
 }

@@ -50,12 +50,23 @@ pub struct Ring {
     pub received: u64,
     /// Descriptors outside the UMEM.
     pub bad_descriptor: u64,
+    /// Dropped by the kernel: rx ring full.
+    pub ring_full: u64,
+    /// Dropped by the kernel: no frame, or too long for one.
+    pub rx_dropped: u64,
+    /// Given to the stack: no socket wanted them.
+    pub rode: u64,
 }
 
 impl Report {
     /// From JSON.
     pub fn parse(json: &str) -> anyhow::Result<Self> {
         serde_json::from_str(json).with_context(|| format!("not a status: {json}"))
+    }
+
+    /// Whether an open socket on this port is lifted.
+    pub fn lifts(&self, local: u16) -> bool {
+        self.sockets.iter().any(|s| port(s) == Some(local) && s.reason == "lifted")
     }
 
     /// Datagrams that programs took from rings and from the kernel, fences left out.

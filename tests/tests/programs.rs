@@ -75,7 +75,7 @@ fn text(path: PathBuf) -> String {
 /// Starts an echo server on `PORT`, sends it 2,000 datagrams and wants them back.
 fn echoes(lab: &Lab, mode: Mode, argv: &[String]) -> Result<()> {
     let mut server = lab.program(mode, argv)?.start()?;
-    server.until_bound(PORT)?;
+    server.until_ready(PORT)?;
     lab.exchange(lab.host4(PORT), 2_000);
     server.stop(libc::SIGTERM)?;
     lifted(&server, mode, 2_000, 99)
@@ -88,12 +88,9 @@ fn lifted(program: &Running, mode: Mode, least: u64, per_cent: u64) -> Result<()
     }
     let report = program.report()?;
     let (lifted, passed) = report.packets();
-    ensure!(report.leaked_frames == 0, program.fail(&format!("frames leaked: {report:?}")));
-    ensure!(lifted + passed >= least, program.fail(&format!("fewer than {least} counted: {report:?}")));
-    ensure!(
-        lifted * 100 >= (lifted + passed) * per_cent,
-        program.fail(&format!("too few lifted: {report:?}"))
-    );
+    ensure!(report.leaked_frames == 0, program.fail("frames leaked"));
+    ensure!(lifted + passed >= least, program.fail(&format!("fewer than {least} counted")));
+    ensure!(lifted * 100 >= (lifted + passed) * per_cent, program.fail("too few lifted"));
     Ok(())
 }
 
@@ -105,7 +102,7 @@ fn shot(lab: &Lab, payloads: Payloads) -> Shot {
 fn socat_receives(lab: &Lab, mode: Mode) -> Result<()> {
     let address = format!("UDP-RECV:{PORT},bind={}", lab.testbed.host().v4());
     let mut socat = lab.program(mode, &["socat", "-u", &address, "STDOUT"])?.start()?;
-    socat.until_bound(PORT)?;
+    socat.until_ready(PORT)?;
     let lines: Vec<_> = (0..100).map(|i| format!("line {i:03}\n")).collect();
     let list = lines.iter().map(|line| line.clone().into_bytes()).collect();
     Peer::at(&lab.path("peer")).order(&Order::Send(shot(lab, Payloads::List(list))));
@@ -140,7 +137,8 @@ fn socat_forks_for_each_sender(lab: &Lab, mode: Mode) -> Result<()> {
 }
 
 const IPERF: u16 = 5_201;
-const LOAD: [&str; 7] = ["-u", "-b", "40M", "-l", "1000", "-t", "2"];
+/// 1,000 datagrams a second: a queue of SO_RCVBUF's default bridges a tenth of a second without the processor.
+const LOAD: [&str; 7] = ["-u", "-b", "8M", "-l", "1000", "-t", "3"];
 
 fn iperf3_server(lab: &Lab, mode: Mode) -> Result<()> {
     let host = lab.testbed.host().v4().to_string();
@@ -151,7 +149,7 @@ fn iperf3_server(lab: &Lab, mode: Mode) -> Result<()> {
     client.succeed(LIMIT)?;
     server.succeed(LIMIT)?;
     received_everything(&client)?;
-    lifted(&server, mode, 9_000, 99)
+    lifted(&server, mode, 2_900, 99)
 }
 
 /// The client's socket is bound by the kernel: it is lifted once it is known to be busy.
@@ -163,7 +161,7 @@ fn iperf3_client(lab: &Lab, mode: Mode) -> Result<()> {
     let mut client = lab.program(mode, &argv)?.start()?;
     client.succeed(LIMIT)?;
     received_everything(&client)?;
-    lifted(&client, mode, 9_000, 90)
+    lifted(&client, mode, 2_900, 90)
 }
 
 /// iperf3's own verdict. A datagram or two may still be on their way when it stops counting.
@@ -174,7 +172,7 @@ fn received_everything(client: &Running) -> Result<()> {
     let sum = &end["end"]["sum"];
     let (packets, lost) =
         (sum["packets"].as_u64().unwrap_or(0), sum["lost_packets"].as_u64().unwrap_or(u64::MAX));
-    ensure!(packets > 9_000 && lost <= packets / 1_000, client.fail(&format!("{lost} of {packets} lost")));
+    ensure!(packets > 2_900 && lost <= packets / 500, client.fail(&format!("{lost} of {packets} lost")));
     Ok(())
 }
 

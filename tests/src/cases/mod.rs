@@ -6,6 +6,7 @@ mod cmsg;
 mod connected;
 mod epoll;
 mod errors;
+mod fault;
 mod frames;
 mod ipv6;
 mod lifecycle;
@@ -73,6 +74,7 @@ pub enum Expect {
 }
 
 /// One case.
+#[derive(Clone, Copy)]
 pub struct Case {
     /// `module::function`.
     pub name: &'static str,
@@ -344,10 +346,12 @@ macro_rules! table {
 }
 with_cases!(table);
 
-/// What cases start in other processes.
+/// What cases start in other processes, and what tests/faults.rs runs.
 const HELPERS: &[Case] = &[
     Case { name: "child::read_descriptor", expect: Expect::Mixed, run: process::read_descriptor },
     Case { name: "child::read_passed", expect: Expect::Mixed, run: process::read_passed },
+    Case { name: "fault::ten_thousand_sockets", expect: Expect::Lifted, run: fault::ten_thousand_sockets },
+    Case { name: "fault::a_hoarder_of_frames", expect: Expect::Lifted, run: fault::a_hoarder_of_frames },
     Case { name: "child::read_own", expect: Expect::Mixed, run: process::read_own },
 ];
 
