@@ -46,7 +46,8 @@ fn set_nice(tid: i32) -> io::Result<()> {
     }
 }
 
-/// Makes `command` start on one CPU in a session of its own, favoured as by [`favour_thread`].
+/// Makes `command` start on one CPU in a session of its own, favoured as by [`favour_thread`]. It gets SIGTERM when the thread
+/// that starts it ends.
 ///
 /// A session is what autogroup schedules (kernel/sched/autogroup.c): there, nice weighs threads within a session only, and a
 /// NAPI thread at nice -20 would starve a program whose session has the ordinary weight.
@@ -56,6 +57,7 @@ pub fn pinned_and_favoured(mut command: Command, cpu: usize) -> Command {
         set.set(cpu)?;
         sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
         nix::unistd::setsid()?;
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?; // no terminal ends it any more
         set_nice(0)?;
         match open(c"/proc/self/autogroup", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
             Ok(file) => nix::unistd::write(file, b"-20").map(drop).map_err(io::Error::from),

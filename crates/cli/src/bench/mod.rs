@@ -8,6 +8,10 @@ mod side;
 
 use anyhow::{Context, Result, bail};
 use hoist_wire::Testbed;
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
 use plan::Plan;
 use report::{Lossless, Machine, Overload, PassPair, Report, Summary};
 use search::Search;
@@ -82,7 +86,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let _favoured = Favoured::session();
     hoist_wire::pin_thread(plan.wire_cpu)?;
     let testbed = Testbed::builder().up()?;
-    let bench = Bench { testbed, plan, sides: sides(&args), progress: Progress::default() };
+    let bench = Bench { testbed, plan, sides: sides(&args), progress: Progress, signals: Signals::block()? };
     let report = bench.run(&args.only)?;
     println!("{}", report::table(&report));
     if let Some(path) = &args.json {
@@ -144,6 +148,7 @@ struct Bench {
     plan: Plan,
     sides: Vec<Side>,
     progress: Progress,
+    signals: Signals,
 }
 
 impl Bench {
@@ -172,7 +177,7 @@ impl Bench {
         let mut found = Lossless { side, pps: 0.0, wire_limited: false, trials: Vec::new() };
         while let Some(rate) = search.next().filter(|rate| *rate > LEAST_PPS) {
             self.progress.show("udp-lossless", side, repeat, self.plan.repeats, rate);
-            let trial = side::trial(&self.testbed, &self.plan, side, rate)?;
+            let trial = self.trial(side, rate)?;
             found.wire_limited |= judge(&mut search, &trial, self.plan.tolerated_loss);
             found.trials.push(trial);
         }
@@ -186,7 +191,7 @@ impl Bench {
             for rate in &self.plan.overload_pps {
                 for side in &self.sides {
                     self.progress.show("udp-overload", *side, repeat, self.plan.repeats, *rate);
-                    let trial = side::trial(&self.testbed, &self.plan, *side, *rate)?;
+                    let trial = self.trial(*side, *rate)?;
                     all.push(Overload { side: *side, trial });
                 }
             }
@@ -196,7 +201,7 @@ impl Bench {
 
     /// The load goes to a program that Hoist has nothing to do with; Hoist runs another beside it.
     fn pass_cost(&self) -> Result<Vec<PassPair>> {
-        let kernel = || side::trial(&self.testbed, &self.plan, Side::Kernel, self.plan.pass_pps);
+        let kernel = || self.trial(Side::Kernel, self.plan.pass_pps);
         let mut all = Vec::new();
         for repeat in 1..=self.plan.repeats.max(PASS_PAIRS) {
             self.progress.show("pass-cost", Side::Kernel, repeat, PASS_PAIRS, self.plan.pass_pps);
@@ -207,6 +212,32 @@ impl Bench {
             all.push(PassPair { without, with });
         }
         Ok(all)
+    }
+
+    fn trial(&self, side: Side, pps: f64) -> Result<Trial> {
+        self.signals.check()?;
+        side::trial(&self.testbed, &self.plan, side, pps)
+    }
+}
+
+/// SIGINT and SIGTERM end the run between two trials, so that the testbed is removed and the session's nice restored.
+struct Signals(SignalFd);
+
+impl Signals {
+    fn block() -> Result<Self> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGINT);
+        set.add(Signal::SIGTERM);
+        set.thread_block().context("blocking signals (pthread_sigmask)")?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        Ok(Self(SignalFd::with_flags(&set, flags).context("making a signalfd")?))
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.0.read_signal().context("reading the signalfd")? {
+            Some(_) => bail!("interrupted"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -234,7 +265,6 @@ fn judge(search: &mut Search, trial: &Trial, tolerated: f64) -> bool {
 }
 
 /// One line that is written over, on a terminal only.
-#[derive(Default)]
 struct Progress;
 
 impl Progress {

@@ -59,7 +59,7 @@ impl Plan {
             pass_pps: 300e3,
             rcvbuf: 4 << 20,
             tolerated_foreign_ns: 500_000,
-            attempts: 15,
+            attempts: 5,
             wire_cpu: 0,
             host_cpu: 1,
         }
@@ -70,6 +70,7 @@ impl Plan {
         Self {
             repeats: 3,
             trial_ms: 400,
+            attempts: 3,
             resolution: 0.06,
             overload_pps: vec![0.77e6, 1.75e6],
             ..Self::full()

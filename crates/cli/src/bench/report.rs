@@ -18,6 +18,17 @@ pub(crate) struct Report {
     pub(crate) summary: Summary,
 }
 
+impl Report {
+    /// Trials that others disturbed although they were taken again, and all trials.
+    fn disturbed(&self) -> (usize, usize) {
+        let pairs = self.pass_cost.iter().flat_map(|pair| [&pair.without, &pair.with]);
+        let searched = self.lossless.iter().flat_map(|search| &search.trials);
+        let all: Vec<_> = searched.chain(self.overload.iter().map(|one| &one.trial)).chain(pairs).collect();
+        let tolerated = self.plan.tolerated_foreign_ns;
+        (all.iter().filter(|trial| trial.foreign_ns > tolerated).count(), all.len())
+    }
+}
+
 /// One search for the highest loss-free rate.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Lossless {
@@ -68,7 +79,7 @@ impl Machine {
             commit: commit(),
             kernel: read("/proc/sys/kernel/osrelease"),
             cpu: cpu_model(),
-            cpus: std::thread::available_parallelism().map_or(0, Into::into),
+            cpus: read("/proc/cpuinfo").lines().filter(|line| line.starts_with("processor")).count(),
             unix_time: since.map_or(0, |since| since.as_secs()),
         }
     }
@@ -174,12 +185,17 @@ pub(crate) fn table(report: &Report) -> String {
             "{}-byte frames, {} flow(s), {} x {} ms a trial, CPU {} sends, CPU {} receives; median (least to most)",
             plan.frame_len, plan.flows, plan.repeats, plan.trial_ms, plan.wire_cpu, plan.host_cpu
         ),
-        String::new(),
-        format!("udp-lossless: highest rate with at most {:.0e} lost, Mpps", plan.tolerated_loss),
     ];
-    let base = summary.lossless(Side::Kernel);
-    lines.extend(summary.lossless_pps.iter().map(|(side, spread)| row(side.name(), spread, base, 1e6)));
-    lines.extend([String::new(), "udp-overload: goodput at an offered rate, Mpps".into()]);
+    if !summary.lossless_pps.is_empty() {
+        let lost = plan.tolerated_loss * 100.0;
+        lines.extend([String::new(), format!("udp-lossless: highest rate with at most {lost} % lost, Mpps")]);
+    }
+    for (side, spread) in &summary.lossless_pps {
+        lines.push(row(side.name(), spread, summary.lossless(Side::Kernel), 1e6));
+    }
+    if !summary.overload_pps.is_empty() {
+        lines.extend([String::new(), "udp-overload: goodput at an offered rate, Mpps".into()]);
+    }
     for (rate, side, spread) in &summary.overload_pps {
         let name = format!("{:.2} {}", rate / 1e6, side.name());
         lines.push(row(&name, spread, summary.overload(*rate, Side::Kernel), 1e6));
@@ -195,12 +211,18 @@ pub(crate) fn table(report: &Report) -> String {
             format!("  {:16} {}", "ratio of pairs", ratio.show(1.0)),
         ]);
     }
+    let (disturbed, all) = report.disturbed();
+    if disturbed > 0 {
+        lines.push(format!(
+            "\n{disturbed} of {all} trials were disturbed by other programs: run it on a quiet machine"
+        ));
+    }
     lines.join("\n")
 }
 
 fn row(name: &str, spread: &Spread, base: Option<Spread>, unit: f64) -> String {
-    let ratio = base.map_or(f64::NAN, |base| spread.median / base.median);
-    format!("  {name:16} {:28} {ratio:6.2} x kernel", spread.show(unit))
+    let ratio = base.map(|base| format!("{:6.2} x kernel", spread.median / base.median));
+    format!("  {name:16} {:28} {}", spread.show(unit), ratio.unwrap_or_default())
 }
 
 #[cfg(test)]
