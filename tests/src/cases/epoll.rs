@@ -236,6 +236,43 @@ pub(super) fn a_dup_keeps_reporting(ctx: &mut Ctx) {
     assert_silent(&ep);
 }
 
+/// Event loops often register through one descriptor of the instance and wait on another.
+pub(super) fn a_dup_of_the_instance_is_the_instance(ctx: &mut Ctx) {
+    let (s, at) = ctx.bound4();
+    let wait_on = epoll();
+    let register_on = sock::dup(&wait_on).unwrap();
+    epoll_add(&register_on, &s, EPOLLIN | EPOLLET, 7);
+    for round in 0..5u8 {
+        ctx.send_when_asleep(at, &[&[round]]);
+        assert_eq!(wait(&wait_on), [(EPOLLIN, 7)]);
+        assert_silent(&register_on);
+        assert_take(&s, &[round]);
+        ctx.finish();
+    }
+    assert_eq!(errno(epoll_ctl(&wait_on, EPOLL_CTL_ADD, &s, EPOLLIN, 8)), libc::EEXIST);
+    drop(wait_on);
+    ctx.send(at, &[b"after"]);
+    assert_eq!(wait(&register_on), [(EPOLLIN, 7)]);
+    assert_take(&s, b"after");
+}
+
+pub(super) fn a_forked_child_waits(ctx: &mut Ctx) {
+    let (ep, s, at) = watched(ctx, EPOLLIN);
+    ctx.send(at, &[b"parent"]);
+    assert_eq!(wait(&ep), [(EPOLLIN, 7)]);
+    assert_take(&s, b"parent");
+    let pid = super::process::fork(|| {
+        assert_eq!(wait(&ep), [(EPOLLIN, 7)]);
+        assert_take(&s, b"child");
+        assert_silent(&ep);
+    });
+    ctx.send(at, &[b"child"]);
+    super::process::assert_child_succeeds(pid);
+    ctx.send(at, &[b"parent"]);
+    assert_eq!(wait(&ep), [(EPOLLIN, 7)]);
+    assert_take(&s, b"parent");
+}
+
 pub(super) fn maxevents_takes_turns(ctx: &mut Ctx) {
     let ep = epoll();
     let sockets: Vec<_> = (0..3).map(|_| ctx.bound4()).collect();
@@ -378,6 +415,9 @@ pub(super) fn two_threads_on_one_epoll(ctx: &mut Ctx) {
         scope.spawn(work);
         for batch in 0..TOTAL / BATCH {
             ctx.send_numbered(at, batch * BATCH, BATCH, 16);
+            while seen.load(Relaxed) + 2 * BATCH < batch * BATCH {
+                std::thread::yield_now();
+            }
         }
     });
     let mut list = list.into_inner().unwrap();

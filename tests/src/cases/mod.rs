@@ -202,6 +202,8 @@ macro_rules! with_cases {
                 delete_silences: Lifted,
                 close_silences: Lifted,
                 a_dup_keeps_reporting: Lifted,
+                a_dup_of_the_instance_is_the_instance: Lifted,
+                a_forked_child_waits: Mixed,
                 maxevents_takes_turns: Lifted,
                 data_is_kept_whole: Lifted,
                 added_before_bind: Lifted,

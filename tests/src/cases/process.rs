@@ -18,7 +18,7 @@ use std::{
 };
 
 /// Forks; the child runs `work` and exits 0, or aborts by panicking.
-fn fork(work: impl FnOnce()) -> i32 {
+pub(super) fn fork(work: impl FnOnce()) -> i32 {
     // SAFETY: the process has one thread, so the child may do anything.
     match check(unsafe { libc::fork() }).unwrap() {
         0 => {
@@ -31,7 +31,7 @@ fn fork(work: impl FnOnce()) -> i32 {
 }
 
 #[track_caller]
-fn assert_child_succeeds(pid: i32) {
+pub(super) fn assert_child_succeeds(pid: i32) {
     let mut status = 0;
     // SAFETY: the status is a local.
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);

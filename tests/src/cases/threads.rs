@@ -32,9 +32,13 @@ fn read_to_end(s: &OwnedFd, seen: &AtomicU32) -> Vec<u32> {
 fn send_all(ctx: &mut Ctx, at: std::net::SocketAddr, seen: &AtomicU32) {
     for first in (0..TOTAL).step_by(BATCH as usize) {
         ctx.send_numbered(at, first, BATCH, 16);
-        while seen.load(SeqCst) + BATCH < first {
-            yield_now();
-        }
+        until_read(seen, first.saturating_sub(BATCH));
+    }
+}
+
+fn until_read(seen: &AtomicU32, count: u32) {
+    while seen.load(SeqCst) < count {
+        yield_now();
     }
 }
 
@@ -60,6 +64,7 @@ pub(super) fn eight_threads_eight_sockets(ctx: &mut Ctx) {
         let readers: Vec<_> = sockets.iter().map(|(s, _)| scope.spawn(|| read_to_end(s, &seen))).collect();
         for first in (0..1_000).step_by(25) {
             sockets.iter().for_each(|(_, at)| ctx.send_numbered(*at, first, 25, 16));
+            until_read(&seen, 8 * first.saturating_sub(25));
         }
         sockets.iter().for_each(|(_, at)| ctx.send(*at, &[END]));
         for reader in readers {
@@ -100,6 +105,7 @@ pub(super) fn a_socket_opened_while_others_read(ctx: &mut Ctx) {
             let (new, new_at) = ctx.bound4();
             ctx.send(new_at, &[b"new"]);
             assert_eq!(sock::take(&new, 100, 0).unwrap(), b"new");
+            until_read(&seen, first.saturating_sub(50));
         }
         ctx.send(at, &[END]);
         assert_eq!(reader.join().unwrap(), (0..500).collect::<Vec<_>>());
