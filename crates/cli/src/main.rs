@@ -29,7 +29,6 @@ enum Command {
     Testbed(testbed::Args),
     Wire(wire::Args),
     Bench(bench::Args),
-    #[command(hide = true)]
     Demo(demo::Args),
 }
 

@@ -311,7 +311,7 @@ impl Run {
         self.wire.join()?;
         sys::pin_thread(self.cpu)?;
         if self.favoured {
-            sys::favour_thread(0)?;
+            sys::prefer_thread(0, sys::Precedence::Favoured)?;
         }
         let program = xdp(&self.bpf)?;
         while !self.stopping.load(Ordering::Relaxed) {

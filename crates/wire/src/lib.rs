@@ -23,5 +23,5 @@ pub use napi::Napi;
 pub use netns::Netns;
 pub use registry::{Facts, Listed, State, list, remove};
 pub use stamp::Stamp;
-pub use sys::{Offload, favour_thread, pin_thread, pinned_and_favoured};
+pub use sys::{Offload, Precedence, in_own_session, pin_thread, prefer_thread, unpin_thread};
 pub use testbed::{Builder, End, Testbed};

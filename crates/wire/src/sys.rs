@@ -6,7 +6,7 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
     sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
-    sys::stat::Mode,
+    sys::{signal::SigSet, stat::Mode},
 };
 use std::{
     ffi::c_char,
@@ -23,6 +23,15 @@ pub fn pin_thread(cpu: usize) -> Result<()> {
     pin(0, cpu)
 }
 
+/// Lets the calling thread, and what it starts, run on every CPU that there is.
+pub fn unpin_thread() -> Result<()> {
+    let mut set = CpuSet::new();
+    (0..CpuSet::count())
+        .try_for_each(|cpu| set.set(cpu))
+        .and_then(|()| sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
+        .during(|| "letting this thread run on every CPU (sched_setaffinity)".into())
+}
+
 /// Binds the thread `tid` (0: the calling one) to one CPU.
 pub(crate) fn pin(tid: i32, cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
@@ -31,36 +40,57 @@ pub(crate) fn pin(tid: i32, cpu: usize) -> Result<()> {
         .during(|| format!("binding thread {tid} to CPU {cpu} (sched_setaffinity)"))
 }
 
-/// Gives the thread `tid` (0: the calling one) precedence over whatever else the machine does: what is measured
-/// then disturbs itself, and others hardly do. Needs CAP_SYS_NICE.
-pub fn favour_thread(tid: i32) -> Result<()> {
-    set_nice(tid).during(|| format!("favouring thread {tid} (setpriority)"))
+/// How a task stands to whatever else the machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precedence {
+    /// As any program's (nice 0).
+    AsIs,
+    /// Above (nice -20): what is measured then disturbs itself, and others hardly do.
+    Favoured,
 }
 
-fn set_nice(tid: i32) -> io::Result<()> {
-    const MOST_FAVOURED: i32 = -20;
+impl Precedence {
+    fn nice(self) -> i32 {
+        if self == Self::Favoured { -20 } else { 0 }
+    }
+
+    fn autogroup(self) -> &'static [u8] {
+        if self == Self::Favoured { b"-20" } else { b"0" }
+    }
+}
+
+/// Gives the thread `tid` (0: the calling one) a precedence. Needs CAP_SYS_NICE.
+pub fn prefer_thread(tid: i32, precedence: Precedence) -> Result<()> {
+    set_nice(tid, precedence).during(|| format!("setting the precedence of thread {tid} (setpriority)"))
+}
+
+fn set_nice(tid: i32, precedence: Precedence) -> io::Result<()> {
     // SAFETY: takes three integers.
-    match unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, MOST_FAVOURED) } {
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, precedence.nice()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Makes `command` start on one CPU in a session of its own, favoured as by [`favour_thread`]. It gets SIGTERM when the thread
-/// that starts it ends.
+/// Makes `command` start in a session of its own with no signal blocked, on one CPU if told. It gets SIGTERM when the
+/// thread that starts it ends.
 ///
 /// A session is what autogroup schedules (kernel/sched/autogroup.c): there, nice weighs threads within a session only, and a
 /// NAPI thread at nice -20 would starve a program whose session has the ordinary weight.
-pub fn pinned_and_favoured(mut command: Command, cpu: usize) -> Command {
+pub fn in_own_session(mut command: Command, cpu: Option<usize>, precedence: Precedence) -> Command {
     let set = move || {
-        let mut set = CpuSet::new();
-        set.set(cpu)?;
-        sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+        if let Some(cpu) = cpu {
+            let mut set = CpuSet::new();
+            set.set(cpu)?;
+            sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+        }
         nix::unistd::setsid()?;
+        // std leaves the mask as it is (Rust 1.66), and a blocked SIGTERM would end nothing.
+        SigSet::empty().thread_set_mask()?;
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?; // no terminal ends it any more
-        set_nice(0)?;
+        set_nice(0, precedence)?;
         match open(c"/proc/self/autogroup", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(file) => nix::unistd::write(file, b"-20").map(drop).map_err(io::Error::from),
+            Ok(file) => nix::unistd::write(file, precedence.autogroup()).map(drop).map_err(io::Error::from),
             Err(Errno::ENOENT) => Ok(()), // without autogroup nice is all there is
             Err(errno) => Err(errno.into()),
         }

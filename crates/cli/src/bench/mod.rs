@@ -1,10 +1,10 @@
 //! `hoist bench`: what Hoist gains, measured against the kernel on the same core of this machine.
 
 mod others;
-mod plan;
+pub(crate) mod plan;
 mod report;
 mod search;
-mod side;
+pub(crate) mod side;
 
 use anyhow::{Context, Result, bail};
 use hoist_wire::Testbed;
@@ -15,9 +15,10 @@ use nix::sys::{
 use plan::Plan;
 use report::{Lossless, Machine, Overload, PassPair, Report, Summary};
 use search::Search;
-use side::{PORT, Receiver, Side, Trial};
+use side::{PORT, Receiver, Retakes, Side, Trial};
 use std::{
     io::{IsTerminal, Write},
+    os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     process::ExitCode,
 };
@@ -37,14 +38,14 @@ enum What {
 
 #[derive(clap::Args)]
 struct Udp {
-    /// Three repeats of short trials: to look, not to quote.
+    /// Three repeats of short trials, about three minutes instead of ten: to look, not to quote.
     #[arg(long)]
     quick: bool,
     /// Store all samples and where they come from.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Only these sides.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["kernel", "hoist", "limit"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["kernel", "kernel-tuned", "hoist", "limit"])]
     sides: Vec<SideName>,
     /// Only these measurements.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["lossless", "overload", "pass-cost"])]
@@ -61,15 +62,20 @@ struct Udp {
     /// What may be lost in a trial that counts as loss-free.
     #[arg(long, value_name = "FRACTION")]
     tolerated_loss: Option<f64>,
-    /// SO_RCVBUF of the receiver in bytes.
+    /// SO_RCVBUF of the receivers in bytes instead of the system's default.
     #[arg(long)]
     rcvbuf: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum SideName {
+    /// An unmodified program as is.
     Kernel,
+    /// The same with a large SO_RCVBUF, it and NAPI at nice -20.
+    KernelTuned,
+    /// The unmodified program as is, under `hoist run`.
     Hoist,
+    /// A raw AF_XDP sink.
     Limit,
 }
 
@@ -86,7 +92,8 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let _favoured = Favoured::session();
     hoist_wire::pin_thread(plan.wire_cpu)?;
     let testbed = Testbed::builder().up()?;
-    let bench = Bench { testbed, plan, sides: sides(&args), progress: Progress, signals: Signals::block()? };
+    let (retakes, signals) = (Retakes::of(&plan), Signals::block()?);
+    let bench = Bench { testbed, plan, sides: sides(&args), retakes, progress: Progress, signals };
     let report = bench.run(&args.only)?;
     println!("{}", report::table(&report));
     if let Some(path) = &args.json {
@@ -101,18 +108,16 @@ fn plan(args: &Udp) -> Result<Plan> {
     plan.repeats = args.repeats.unwrap_or(plan.repeats).max(1);
     plan.frame_len = args.size.unwrap_or(plan.frame_len);
     plan.tolerated_loss = args.tolerated_loss.unwrap_or(plan.tolerated_loss);
-    plan.rcvbuf = args.rcvbuf.unwrap_or(plan.rcvbuf);
+    plan.rcvbuf = args.rcvbuf.or(plan.rcvbuf);
     plan.flows = args.flows.unwrap_or(plan.flows);
-    let cpus = std::thread::available_parallelism().map_or(1, Into::into);
-    if cpus <= plan.wire_cpu.max(plan.host_cpu) {
-        bail!("one CPU is the wire and another the host: this machine offers {cpus}");
-    }
+    plan.check()?;
     Ok(plan)
 }
 
 fn sides(args: &Udp) -> Vec<Side> {
     let chosen = |name: &SideName| match name {
         SideName::Kernel => Side::Kernel,
+        SideName::KernelTuned => Side::KernelTuned,
         SideName::Hoist => Side::Hoist,
         SideName::Limit => Side::Limit,
     };
@@ -121,12 +126,12 @@ fn sides(args: &Udp) -> Vec<Side> {
 
 /// This session, and so the generator, has precedence until dropped: what [`side`] says of nice is true of sessions where
 /// autogroup is on.
-struct Favoured {
+pub(crate) struct Favoured {
     before: Option<String>,
 }
 
 impl Favoured {
-    fn session() -> Self {
+    pub(crate) fn session() -> Self {
         let text = std::fs::read_to_string(AUTOGROUP).unwrap_or_default();
         let nice = text.trim().rsplit(' ').next().map(String::from);
         Self { before: nice.filter(|_| std::fs::write(AUTOGROUP, "-20").is_ok()) }
@@ -147,6 +152,7 @@ struct Bench {
     testbed: Testbed,
     plan: Plan,
     sides: Vec<Side>,
+    retakes: Retakes,
     progress: Progress,
     signals: Signals,
 }
@@ -173,11 +179,12 @@ impl Bench {
     }
 
     fn search(&self, side: Side, repeat: usize) -> Result<Lossless> {
+        let plan = self.plan.searching();
         let mut search = Search::new(self.plan.most_pps, self.plan.resolution, self.plan.doubts);
         let mut found = Lossless { side, pps: 0.0, wire_limited: false, trials: Vec::new() };
         while let Some(rate) = search.next().filter(|rate| *rate > LEAST_PPS) {
             self.progress.show("udp-lossless", side, repeat, self.plan.repeats, rate);
-            let trial = self.trial(side, rate)?;
+            let trial = self.trial(&plan, side, rate)?;
             found.wire_limited |= judge(&mut search, &trial, self.plan.tolerated_loss);
             found.trials.push(trial);
         }
@@ -191,7 +198,7 @@ impl Bench {
             for rate in &self.plan.overload_pps {
                 for side in &self.sides {
                     self.progress.show("udp-overload", *side, repeat, self.plan.repeats, *rate);
-                    let trial = self.trial(*side, *rate)?;
+                    let trial = self.trial(&self.plan, *side, *rate)?;
                     all.push(Overload { side: *side, trial });
                 }
             }
@@ -201,7 +208,7 @@ impl Bench {
 
     /// The load goes to a program that Hoist has nothing to do with; Hoist runs another beside it.
     fn pass_cost(&self) -> Result<Vec<PassPair>> {
-        let kernel = || self.trial(Side::Kernel, self.plan.pass_pps);
+        let kernel = || self.trial(&self.plan, Side::Kernel, self.plan.pass_pps);
         let mut all = Vec::new();
         for repeat in 1..=self.plan.repeats.max(PASS_PAIRS) {
             self.progress.show("pass-cost", Side::Kernel, repeat, PASS_PAIRS, self.plan.pass_pps);
@@ -214,17 +221,16 @@ impl Bench {
         Ok(all)
     }
 
-    fn trial(&self, side: Side, pps: f64) -> Result<Trial> {
-        self.signals.check()?;
-        side::trial(&self.testbed, &self.plan, side, pps)
+    fn trial(&self, plan: &Plan, side: Side, pps: f64) -> Result<Trial> {
+        self.retakes.trial((&self.testbed, &self.signals), plan, side, pps)
     }
 }
 
 /// SIGINT and SIGTERM end the run between two trials, so that the testbed is removed and the session's nice restored.
-struct Signals(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    fn block() -> Result<Self> {
+    pub(crate) fn block() -> Result<Self> {
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
         set.add(Signal::SIGTERM);
@@ -233,11 +239,17 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, flags).context("making a signalfd")?))
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         match self.0.read_signal().context("reading the signalfd")? {
             Some(_) => bail!("interrupted"),
             None => Ok(()),
         }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

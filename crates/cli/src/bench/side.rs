@@ -1,12 +1,13 @@
 //! The sides that are compared, and one trial of one of them.
 //!
 //! One CPU is the wire, the other is the host: NAPI of `vb` and the receiver share it, so nothing of what
-//! receiving costs escapes. Generator, NAPI thread and receiver all run at nice -20: what else the machine does hardly
-//! disturbs them, and between them the scheduler is as fair as ever.
+//! receiving costs escapes. Both run as any server does: at nice 0, the receiver in a session of its own and with the socket
+//! options it asks for, which are none. Only the generator is favoured, on its own CPU. The side kernel-tuned differs, and only it:
+//! there NAPI and receiver have precedence (nice -20) and a large SO_RCVBUF, which is the best that was found for the kernel.
 
-use super::{others::Census, plan::Plan};
+use super::{Signals, others::Census, plan::Plan};
 use anyhow::{Context, Result, bail};
-use hoist_wire::{Generator, Limit, Napi, Spec, Testbed, favour_thread, pinned_and_favoured};
+use hoist_wire::{Generator, Limit, Napi, Precedence, Spec, Testbed, in_own_session, prefer_thread};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
@@ -14,20 +15,24 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    cell::Cell,
     fs::File,
     io::{BufRead, BufReader, Read, Seek},
     net::SocketAddr,
     os::fd::AsFd,
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 /// Who receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Side {
     /// An unmodified blocking recvfrom loop.
     Kernel,
+    /// The same program with what can be tuned from outside tuned.
+    KernelTuned,
     /// The same program under `hoist run`.
     Hoist,
     /// A raw AF_XDP sink: what the wire and AF_XDP give.
@@ -35,11 +40,12 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    pub(crate) const ALL: [Self; 3] = [Self::Kernel, Self::Hoist, Self::Limit];
+    pub(crate) const ALL: [Self; 4] = [Self::Kernel, Self::KernelTuned, Self::Hoist, Self::Limit];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
+            Self::KernelTuned => "kernel-tuned",
             Self::Hoist => "hoist",
             Self::Limit => "limit",
         }
@@ -51,19 +57,35 @@ impl Side {
         let sink = |name| Ok::<_, anyhow::Error>(sibling(name)?.display().to_string());
         let plain = || Ok::<_, anyhow::Error>(vec![sink("hoist-sink")?, format!("0.0.0.0:{port}")]);
         let mut command = match self {
-            Self::Kernel => plain()?,
+            Self::Kernel | Self::KernelTuned => plain()?,
             Self::Hoist => {
                 let hoist = std::env::current_exe().context("finding this program (/proc/self/exe)")?;
-                let run = ["run", "--dev", &device, "--require", "--"].map(String::from);
-                [vec![hoist.display().to_string()], run.to_vec(), plain()?].concat()
+                let run = ["run", "--dev", &device, "--require"].map(String::from);
+                let status =
+                    plan.status.iter().flat_map(|path| ["--json".into(), path.display().to_string()]);
+                let run = run.into_iter().chain(status).chain(["--".into()]).collect();
+                [vec![hoist.display().to_string()], run, plain()?].concat()
             }
             Self::Limit => vec![sink("hoist-raw-sink")?, device, port.to_string()],
         };
-        if self != Self::Limit {
-            command.extend(["--rcvbuf".into(), plan.rcvbuf.to_string()]);
+        if let Some(bytes) = self.rcvbuf(plan) {
+            command.extend(["--rcvbuf".into(), bytes.to_string()]);
         }
         command.extend(["--seconds", "20"].map(String::from));
         Ok(command)
+    }
+
+    fn rcvbuf(self, plan: &Plan) -> Option<u32> {
+        match self {
+            Self::Kernel | Self::Hoist => plan.rcvbuf,
+            Self::KernelTuned => Some(plan.tuned_rcvbuf),
+            Self::Limit => None,
+        }
+    }
+
+    /// Of NAPI and receiver alike.
+    fn precedence(self) -> Precedence {
+        if self == Self::KernelTuned { Precedence::Favoured } else { Precedence::AsIs }
     }
 }
 
@@ -91,9 +113,13 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
+    /// The fraction that was lost.
+    pub(crate) fn loss(&self) -> f64 {
+        self.sent.saturating_sub(self.received) as f64 / self.sent.max(1) as f64
+    }
+
     pub(crate) fn is_loss_free(&self, tolerated: f64) -> bool {
-        let lost = self.sent.saturating_sub(self.received);
-        self.sent > 0 && lost as f64 <= self.sent as f64 * tolerated
+        self.sent > 0 && self.loss() <= tolerated
     }
 
     /// The wire could not send what it was asked for.
@@ -107,23 +133,51 @@ impl Trial {
     }
 }
 
-/// A trial that nobody disturbed, or the last of several.
-pub(crate) fn trial(testbed: &Testbed, plan: &Plan, side: Side, pps: f64) -> Result<Trial> {
-    let mut trial = attempt(testbed, plan, side, pps)?;
-    for _ in 1..plan.attempts {
-        if trial.foreign_ns <= plan.tolerated_foreign_ns {
-            break;
-        }
-        trial = attempt(testbed, plan, side, pps)?;
+/// Takes disturbed trials again, for as long as the plan has time for it.
+pub(crate) struct Retakes {
+    left: Cell<Duration>,
+}
+
+impl Retakes {
+    pub(crate) fn of(plan: &Plan) -> Self {
+        Self { left: Cell::new(Duration::from_millis(plan.retakes_ms)) }
     }
-    Ok(trial)
+
+    /// A trial that nobody disturbed, or the last of several.
+    pub(crate) fn trial(
+        &self,
+        stage: (&Testbed, &Signals),
+        plan: &Plan,
+        side: Side,
+        pps: f64,
+    ) -> Result<Trial> {
+        let (testbed, signals) = stage;
+        self.take(plan, || {
+            signals.check()?;
+            attempt(testbed, plan, side, pps)
+        })
+    }
+
+    fn take(&self, plan: &Plan, mut attempt: impl FnMut() -> Result<Trial>) -> Result<Trial> {
+        let mut trial = attempt()?;
+        for _ in 1..plan.attempts {
+            if trial.foreign_ns <= plan.tolerated_foreign_ns || self.left.get().is_zero() {
+                break;
+            }
+            let start = Instant::now();
+            trial = attempt()?;
+            self.left.set(self.left.get().saturating_sub(start.elapsed()));
+        }
+        Ok(trial)
+    }
 }
 
 /// Sends to `side` at `pps` and reports what became of it.
 fn attempt(testbed: &Testbed, plan: &Plan, side: Side, pps: f64) -> Result<Trial> {
     let receiver = Receiver::start(testbed, plan, side, PORT)?;
     let napis = testbed.threaded_napi(plan.host_cpu)?;
-    napis.iter().filter_map(|napi| napi.thread).try_for_each(favour_thread)?;
+    let mut threads = napis.iter().filter_map(|napi| napi.thread);
+    threads.try_for_each(|thread| prefer_thread(thread, side.precedence()))?;
     let before = cpu_ns(&napis)?;
     let census = Census::take(plan.host_cpu);
     let ours = receiver.processes();
@@ -178,7 +232,8 @@ impl Receiver {
         let arguments = side.command(plan, port)?;
         let (program, rest) = arguments.split_first().context("no command")?;
         let errors = memfd()?;
-        let mut command: Command = pinned_and_favoured(testbed.host().command(program), plan.host_cpu);
+        let mut command: Command =
+            in_own_session(testbed.host().command(program), Some(plan.host_cpu), side.precedence());
         command.args(rest).stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(errors.try_clone().context("duplicating a descriptor")?);
         let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
@@ -251,10 +306,55 @@ fn cpu_ns(napis: &[Napi]) -> Result<u64> {
 }
 
 /// A program that is installed beside this one.
-fn sibling(name: &str) -> Result<PathBuf> {
+pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe().context("finding this program (/proc/self/exe)")?.with_file_name(name);
     if !path.exists() {
         bail!("{} is missing: `cargo build --release -p hoist-wire` makes it", path.display());
     }
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disturbed(foreign_ns: u64) -> Trial {
+        let (asked_pps, sent_pps, goodput_pps) = (1e6, 1e6, 1e6);
+        let (sent, received, reordered, program_ns, napi_ns) = (1000, 900, 0, 1, 1);
+        Trial { asked_pps, sent_pps, sent, received, reordered, goodput_pps, program_ns, napi_ns, foreign_ns }
+    }
+
+    #[test]
+    fn a_disturbed_trial_is_taken_again_until_one_is_quiet() {
+        let plan = Plan::full();
+        let mut foreign = [u64::MAX, u64::MAX, 7, 8].into_iter();
+        let trial = Retakes::of(&plan).take(&plan, || Ok(disturbed(foreign.next().unwrap()))).unwrap();
+        assert_eq!(trial.foreign_ns, 7);
+    }
+
+    #[test]
+    fn without_time_for_retakes_each_trial_is_taken_once() {
+        let plan = Plan { retakes_ms: 0, ..Plan::full() };
+        let mut taken = 0;
+        let attempt = || {
+            taken += 1;
+            Ok(disturbed(u64::MAX))
+        };
+        Retakes::of(&plan).take(&plan, attempt).unwrap();
+        assert_eq!(taken, 1);
+    }
+
+    #[test]
+    fn only_kernel_tuned_is_tuned() {
+        let plan = Plan::full();
+        let tuned = |side: &Side| side.rcvbuf(&plan).is_some() || side.precedence() == Precedence::Favoured;
+        let found: Vec<_> = Side::ALL.into_iter().filter(tuned).collect();
+        assert_eq!(found, [Side::KernelTuned]);
+    }
+
+    #[test]
+    fn loss_is_a_fraction_of_what_was_sent() {
+        assert!((disturbed(0).loss() - 0.1).abs() < 1e-9);
+        assert_eq!(Trial { sent: 0, received: 0, ..disturbed(0) }.loss(), 0.0);
+    }
 }
