@@ -72,7 +72,7 @@ impl Plan {
             tuned_rcvbuf: 4 << 20,
             tolerated_foreign_ns: 500_000,
             attempts: 5,
-            retakes_ms: 90_000,
+            retakes_ms: 180_000,
             wire_cpu: 0,
             host_cpu: 1,
             status: None,
@@ -86,7 +86,7 @@ impl Plan {
             trial_ms: 400,
             search_ms: 300,
             attempts: 3,
-            retakes_ms: 30_000,
+            retakes_ms: 60_000,
             resolution: 0.06,
             overload_pps: vec![0.77e6, 1.75e6],
             ..Self::full()
