@@ -17,6 +17,8 @@ pub struct Frames {
     pub bad: u64,
     /// The driver may hold frames: zero-copy mode.
     pub zero_copy: bool,
+    /// The program was killed before it could say where its frames are.
+    pub uncounted: bool,
     /// The kernel has found the rx ring full at least once.
     pub was_full: bool,
 }
@@ -26,7 +28,11 @@ impl Frames {
     ///
     /// In copy mode the kernel keeps one frame when the rx ring was full (__xsk_rcv: xsk_buff_free puts it on the pool's free
     /// list); in zero-copy mode the driver's ring may hold any number.
+    /// A killed program's frames cannot be counted; they go with its UMEM.
     pub fn leaked(&self) -> i64 {
+        if self.uncounted {
+            return 0;
+        }
         let known = self.fill + self.rx + self.queued + self.free + self.bad;
         let missing = self.total as i64 - known as i64;
         let kernel = match (self.zero_copy, self.was_full) {
@@ -48,6 +54,7 @@ mod tests {
         assert_eq!(whole.leaked(), 0);
         assert_eq!(Frames { free: 0, ..whole }.leaked(), 1);
         assert_eq!(Frames { free: 3, ..whole }.leaked(), -2);
+        assert_eq!(Frames { free: 0, uncounted: true, ..whole }.leaked(), 0);
     }
 
     #[test]

@@ -188,6 +188,7 @@ impl Ring {
             free: stats.free.load(Relaxed),
             bad: stats.bad_descriptor.load(Relaxed),
             zero_copy: self.zero_copy,
+            uncounted: page.pumps.load(Relaxed) > 0 && page.accounted.load(Relaxed) == 0,
             was_full: self.socket.statistics().is_ok_and(|s| s.rx_ring_full > 0),
         }
     }

@@ -78,7 +78,9 @@ pub struct StatsPage {
     pub sleeps: AtomicU64,
     /// Passes over the rings.
     pub pumps: AtomicU64,
-    _pad: [u64; 11],
+    /// The process has ended by itself and `queued` and `free` of its rings are exact.
+    pub accounted: AtomicU64,
+    _pad: [u64; 10],
     /// Rings by number.
     pub rings: [RingStats; RINGS],
     /// Sockets by slot.

@@ -3,7 +3,7 @@
 use crate::{
     demux::Endpoint,
     engine::{self, ENGINE, NewRing},
-    epoll,
+    epoll::{self, Epoll},
     lock::PumpLock,
     socket::{Socket, State, peeked, want},
     sys,
@@ -47,8 +47,11 @@ const RESTING: usize = 1024;
 struct Client {
     channel: i32,
     gone: bool,
+    /// Rings or memory of the lease could not be taken: no socket may be lifted.
+    crippled: bool,
     devices: Vec<Device>,
     closed: std::collections::VecDeque<&'static Socket>,
+    closed_epolls: std::collections::VecDeque<&'static Epoll>,
 }
 
 #[derive(Clone, Copy)]
@@ -71,6 +74,7 @@ pub(crate) fn start(fd: i32) {
         INHERITED_INODE.store(inode, Relaxed);
         INHERITED.store(fd, Release);
         mark_hidden(fd, true);
+        engine::own();
         ACTIVE.store(true, Release);
     }
 }
@@ -147,6 +151,27 @@ pub(crate) fn track(fd: i32, v6: bool) {
     note_descriptor(fd);
     if let Some(stale) = SOCKETS.set(fd, Some(socket)) {
         forget_descriptor(stale); // closed past the shim
+    }
+}
+
+/// Follows a new epoll instance: a duplicate made before the first socket is added must mean the same.
+pub(crate) fn track_epoll(epfd: i32) {
+    let Some(mut client) = CLIENT.lock() else { return };
+    let rested = client.closed_epolls.len() > RESTING;
+    let epoll = if rested { client.closed_epolls.pop_front() } else { None };
+    drop(client);
+    let epoll = epoll.unwrap_or_else(|| Box::leak(Box::new(Epoll::new())));
+    epoll.renew(epfd);
+    note_descriptor(epfd);
+    if let Some(stale) = EPOLLS.set(epfd, Some(epoll)) {
+        stale.forget_descriptor(); // closed past the shim
+    }
+}
+
+/// An instance has lost its last descriptor.
+pub(crate) fn retire_epoll(epoll: &'static Epoll) {
+    if let Some(mut client) = CLIENT.lock() {
+        client.closed_epolls.push_back(epoll);
     }
 }
 
@@ -491,7 +516,14 @@ fn borrow(fd: i32) -> BorrowedFd<'static> {
 
 impl Client {
     const fn new() -> Self {
-        Self { channel: -1, gone: false, devices: Vec::new(), closed: std::collections::VecDeque::new() }
+        Self {
+            channel: -1,
+            gone: false,
+            crippled: false,
+            devices: Vec::new(),
+            closed: std::collections::VecDeque::new(),
+            closed_epolls: std::collections::VecDeque::new(),
+        }
     }
 
     /// One request and its replies. None once the broker is gone.
@@ -500,7 +532,13 @@ impl Client {
             return None;
         }
         let reply = self.try_ask(request, fd);
-        self.gone |= reply.is_none();
+        if reply.is_none() {
+            self.gone = true;
+            if self.channel >= 0 {
+                discard(self.channel); // the broker lifts nothing for who does not listen
+                self.channel = -1;
+            }
+        }
         reply
     }
 
@@ -512,15 +550,30 @@ impl Client {
         hoist_sys::send_with_fds(borrow(self.channel), request.encode().as_ref(), fd.as_slice()).ok()?;
         loop {
             let (reply, fd) = self.receive()?;
-            match reply {
-                Reply::Umem { frames, chunk } => self.take_umem(frames, chunk, fd)?,
+            let taken = match reply {
+                Reply::Umem { frames, chunk } => self.take_umem(frames, chunk, fd),
                 Reply::Device { ifindex, partial_checksum } => {
-                    self.take_device(ifindex, partial_checksum, fd)?
+                    self.take_device(ifindex, partial_checksum, fd)
                 }
-                Reply::Ring(info) => self.take_ring(info, fd)?,
+                Reply::Ring(info) => self.take_ring(info, fd),
+                Reply::Registered { slot, reason: Reason::Lifted } if self.crippled => {
+                    return self.decline(request, slot);
+                }
                 last => return Some(last),
-            }
+            };
+            self.crippled |= taken.is_none();
         }
+    }
+
+    /// The broker lifts a socket whose rings this process could not take (out of descriptors): it must not.
+    #[cold]
+    fn decline(&mut self, request: &Request, slot: u32) -> Option<Reply> {
+        let Request::Register { cookie, .. } = *request else { return None };
+        let reason = Reason::RingSetup;
+        let demote = Request::Demote { cookie, reason }.encode();
+        hoist_sys::send_with_fds(borrow(self.channel), demote.as_ref(), &[]).ok()?;
+        self.receive()?;
+        Some(Reply::Registered { slot, reason })
     }
 
     fn receive(&self) -> Option<(Reply, Option<OwnedFd>)> {
@@ -596,19 +649,33 @@ pub(crate) extern "C" fn before_fork() {
     }
     demote_all(Reason::Forked);
     epoll::share_all();
+    TAKEN_FOR_FORK.store(0, Relaxed);
     if let Some(client) = CLIENT.lock() {
         core::mem::forget(client);
+        TAKEN_FOR_FORK.fetch_or(1, Relaxed);
     }
     if let Some(engine) = ENGINE.lock() {
         core::mem::forget(engine);
+        TAKEN_FOR_FORK.fetch_or(2, Relaxed);
+    }
+}
+
+/// Which locks `before_fork` took: a fork in a signal handler that interrupted the holder took none.
+static TAKEN_FOR_FORK: AtomicU32 = AtomicU32::new(0);
+
+fn release_after_fork() {
+    let taken = TAKEN_FOR_FORK.swap(0, Relaxed);
+    if taken & 2 != 0 {
+        ENGINE.release_forgotten();
+    }
+    if taken & 1 != 0 {
+        CLIENT.release_forgotten();
     }
 }
 
 pub(crate) extern "C" fn after_fork_in_parent() {
     if active() {
-        // this thread took both in before_fork
-        ENGINE.release_forgotten();
-        CLIENT.release_forgotten();
+        release_after_fork();
     }
 }
 
@@ -617,9 +684,9 @@ pub(crate) extern "C" fn after_fork_in_child() {
     if !active() {
         return;
     }
-    ENGINE.release_forgotten();
-    CLIENT.release_forgotten();
+    release_after_fork();
     PID.store(sys::getpid(), Relaxed);
+    engine::own();
     for (fd, _) in SOCKETS.iter(highest()) {
         SOCKETS.set(fd, None);
     }
@@ -644,6 +711,7 @@ pub(crate) extern "C" fn after_fork_in_child() {
 pub(crate) extern "C" fn before_exec() {
     if active() && own_process() {
         demote_all(Reason::Exec);
+        at_exit(); // if exec succeeds, this image runs no destructors
     }
 }
 

@@ -23,6 +23,12 @@ use hoist_xsk::{Desc, FillRing, RxRing, Umem};
 /// Frames taken from one ring before the next gets its turn.
 const BATCH: u32 = 64;
 
+/// Datagrams a socket may hold when frames are few.
+const HOARD: u32 = 64;
+
+/// Packets whose headers are fetched into the cache before their turn.
+const AHEAD: u32 = 4;
+
 /// Sockets touched by one pass that are remembered for waking; further ones are woken at once.
 const TOUCHED: usize = 32;
 
@@ -102,6 +108,10 @@ struct Ring {
     stats: Option<&'static RingStats>,
     /// Frames neither with the kernel nor with a socket, warmest last. Never grows past its first capacity.
     reserve: Vec<u32>,
+    /// Frames of this ring.
+    frames: u32,
+    /// How many of them sockets held at the last look.
+    held: u32,
 }
 
 /// What the pump lock guards.
@@ -116,10 +126,34 @@ pub(crate) struct State {
 // SAFETY: rings hold raw pointers into shared mappings that any thread may use, one at a time.
 unsafe impl Send for State {}
 
+/// Not zero in the process that owns the rings, zero in any child, however it was made: the page is wiped by fork
+/// (MADV_WIPEONFORK).
+static OWNER: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Whether this process owns the rings and queues it sees in its memory.
+#[inline]
+pub(crate) fn ours() -> bool {
+    // SAFETY: only `own` stores here, a mapping that is never removed.
+    unsafe { OWNER.load(Relaxed).as_ref() }.is_none_or(|owner| owner.load(Relaxed) != 0)
+}
+
+/// Makes this process the owner. Without the page (an old kernel) every process takes itself for it, as before Linux 4.14.
+pub(crate) fn own() {
+    if OWNER.load(Relaxed).is_null()
+        && let Some(page) = sys::page_wiped_on_fork()
+    {
+        OWNER.store(page, Relaxed);
+    }
+    // SAFETY: as in `ours`.
+    if let Some(owner) = unsafe { OWNER.load(Relaxed).as_ref() } {
+        owner.store(1, Relaxed);
+    }
+}
+
 /// A look at the rings: moves what is there to sockets, wakes who sleeps on them. Does nothing if another thread is at it.
 #[inline]
 pub(crate) fn pump() {
-    if ring_count() == 0 {
+    if ring_count() == 0 || !ours() {
         return;
     }
     if let Some(guard) = ENGINE.try_lock() {
@@ -129,9 +163,13 @@ pub(crate) fn pump() {
 
 fn pump_with(mut state: Guard<'_, State>) {
     let Some(memory) = memory() else { return };
+    if let Some(page) = page() {
+        bump(&page.pumps, 1);
+    }
     for ring in 0..state.rings.len() {
         state.drain(memory, ring, BATCH);
         state.refill(memory, ring);
+        state.relieve(memory, ring);
     }
     state.finish();
     let touched = core::mem::replace(&mut state.touched, [None; TOUCHED]);
@@ -153,7 +191,7 @@ fn wake(touched: &[Option<&'static Socket>]) {
 /// Gives a frame back after reading.
 #[inline]
 pub(crate) fn give_back(memory: &Memory, frame: u32) {
-    let ring = memory.frames.arrival(frame).ring as usize;
+    let ring = usize::from(memory.frames.arrival(frame).ring);
     if let Some(returned) = memory.returned.get(ring) {
         returned.push(&memory.frames, frame);
     }
@@ -193,6 +231,8 @@ impl State {
             ifindex: new.info.ifindex,
             stats,
             reserve,
+            frames: new.info.frames,
+            held: 0,
         });
         RING_FDS[index].store(new.fd, Relaxed);
         RING_COUNT.store(index as u32 + 1, Release);
@@ -228,7 +268,11 @@ impl State {
         let trust = ring.trust;
         let time = Clock::now();
         for i in 0..count {
-            if let Some(desc) = self.rings[index].rx.peek(i) {
+            let ring = &self.rings[index];
+            if let Some(ahead) = ring.rx.peek(i + AHEAD) {
+                prefetch(memory, ahead);
+            }
+            if let Some(desc) = ring.rx.peek(i) {
                 self.deliver(memory, index, desc, trust, time);
             }
         }
@@ -240,11 +284,29 @@ impl State {
         count
     }
 
+    /// Goes on while a ring fills up with datagrams for sockets that nobody is reading: who pumps has an empty queue, so a long
+    /// one is somebody else's, and must not take the ring's room from the rest.
+    #[inline]
+    fn relieve(&mut self, memory: &'static Memory, index: usize) {
+        for _ in 0..self.rings[index].rx.size() / BATCH {
+            let pressed = self.rings[index].rx.pending() > self.rings[index].rx.size() / 4;
+            if !pressed
+                || !self.touched[..self.touched_count].iter().flatten().any(|s| s.queued() > 2 * BATCH)
+            {
+                return;
+            }
+            self.drain(memory, index, BATCH);
+            self.refill(memory, index);
+        }
+    }
+
     /// Puts frames in the fill ring: first those just read, which are warm, then the reserve.
     fn refill(&mut self, memory: &'static Memory, index: usize) {
         let ring = &mut self.rings[index];
         let mut want = CIRCULATING.min(ring.fill.size()).saturating_sub(ring.fill.pending());
         let mut pushed = false;
+        let at_home = ring.fill.pending() + ring.rx.pending() + ring.reserve.len() as u32;
+        ring.held = ring.frames.saturating_sub(at_home);
         for frame in memory.returned[index].take(&memory.frames) {
             if want > 0 && ring.fill.push(memory.umem.addr_of(frame)) {
                 want -= 1;
@@ -311,7 +373,7 @@ impl State {
         }
         match self.find(&route, ifindex) {
             Some(socket) => {
-                let arrival = arrival(memory, index, ifindex, desc, &datagram, route, time);
+                let arrival = arrival(memory, index, ifindex, desc, &datagram, time);
                 self.enqueue(memory, socket, frame, arrival);
             }
             None => self.ride(memory, index, frame, desc),
@@ -346,7 +408,7 @@ impl State {
         time: Clock,
     ) {
         let ifindex = self.rings[index].ifindex;
-        let original = arrival(memory, index, ifindex, desc, datagram, route, time);
+        let original = arrival(memory, index, ifindex, desc, datagram, time);
         let mut last: Option<&'static Socket> = None;
         for (socket, endpoint) in self.on_port(route.destination.port) {
             if endpoint.takes_group(&route, ifindex)
@@ -377,7 +439,7 @@ impl State {
         };
         let address =
             memory.umem.addr_of(frame) + (original.address % u64::from(memory.umem.chunk().bytes()));
-        let from = Desc { addr: original.address, len: original.len, options: 0 };
+        let from = Desc { addr: original.address, len: original.len.into(), options: 0 };
         let to = Desc { addr: address, ..from };
         if let (Some(from), Some(to)) = (memory.umem.packet(from), memory.umem.packet_mut(to)) {
             // SAFETY: both lie in the UMEM (checked by packet and packet_mut), in different frames, and we own both.
@@ -394,11 +456,14 @@ impl State {
         frame: u32,
         mut arrival: Arrival,
     ) {
+        if socket.spills() || self.hoards(socket, usize::from(arrival.ring)) {
+            return self.spill(memory, socket, frame, &arrival);
+        }
         let held = socket.charged(&memory.frames);
         let bytes = arrival.payload_len;
         arrival.charged_before = socket.lock_held.charged.load(Relaxed);
         arrival.drops = socket.drops.load(Relaxed);
-        let (charge, ring) = (arrival.charge, arrival.ring as usize);
+        let (charge, ring) = (socket::truesize(arrival.len.into()), usize::from(arrival.ring));
         memory.frames.record(frame, arrival);
         // sock_queue_rcv_skb's rule: one datagram may overshoot
         let room = held <= u64::from(socket.rcvbuf.load(Relaxed));
@@ -416,6 +481,22 @@ impl State {
             bump(&stats.lifted_bytes, bytes.into());
         }
         self.touch(socket);
+    }
+
+    /// Whether `socket` holds many frames while its ring has few left: the other sockets of the ring must go on.
+    #[inline]
+    fn hoards(&self, socket: &Socket, ring: usize) -> bool {
+        let ring = &self.rings[ring];
+        ring.held > ring.frames / 2 && socket.queued() > HOARD
+    }
+
+    /// From here on the socket's datagrams wait in the kernel's queue, behind those that wait here, until both are read.
+    #[cold]
+    fn spill(&mut self, memory: &'static Memory, socket: &'static Socket, frame: u32, arrival: &Arrival) {
+        socket.begin_spill();
+        self.touch(socket); // for `relieve`
+        let desc = Desc { addr: arrival.address, len: arrival.len.into(), options: 0 };
+        self.ride(memory, usize::from(arrival.ring), frame, desc);
     }
 
     #[inline]
@@ -516,10 +597,12 @@ impl State {
     pub(crate) fn drain_all(&mut self) {
         let Some(memory) = memory() else { return };
         for ring in 0..self.rings.len() {
-            while self.drain(memory, ring, BATCH) > 0 {
+            // what is there now: a flood must not keep the caller here
+            let mut left = self.rings[ring].rx.pending();
+            while left > 0 {
+                left -= self.drain(memory, ring, BATCH.min(left)).max(1);
                 self.refill(memory, ring);
             }
-            self.refill(memory, ring);
         }
         self.settle();
     }
@@ -529,8 +612,8 @@ impl State {
         let Some(memory) = memory() else { return };
         while let Some(frame) = socket.pop() {
             let arrival = *memory.frames.arrival(frame);
-            let desc = Desc { addr: arrival.address, len: arrival.len, options: 0 };
-            self.ride(memory, arrival.ring as usize, frame, desc);
+            let desc = Desc { addr: arrival.address, len: arrival.len.into(), options: 0 };
+            self.ride(memory, usize::from(arrival.ring), frame, desc);
             if let Some(stats) = socket.stats() {
                 bump(&stats.rode, 1);
             }
@@ -547,7 +630,7 @@ impl State {
         let mut queued = vec![0u64; self.rings.len()];
         for socket in sockets {
             while let Some(frame) = socket.pop() {
-                queued[memory.frames.arrival(frame).ring as usize] += 1;
+                queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
             }
         }
         for (ring, queued) in self.rings.iter().zip(queued) {
@@ -555,6 +638,9 @@ impl State {
                 stats.queued.store(queued, Relaxed);
                 stats.free.store(ring.reserve.len() as u64, Relaxed);
             }
+        }
+        if let Some(page) = page() {
+            page.accounted.store(1, Release);
         }
     }
 }
@@ -613,29 +699,37 @@ impl Clock {
 }
 
 #[inline]
+fn prefetch(memory: &Memory, desc: Desc) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(packet) = memory.umem.packet(desc) {
+        // SAFETY: a hint; the address is within the UMEM.
+        unsafe { core::arch::x86_64::_mm_prefetch(packet.as_ptr().cast(), core::arch::x86_64::_MM_HINT_T0) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (memory, desc);
+}
+
+#[inline]
 fn arrival(
     memory: &Memory,
     index: usize,
     ifindex: u32,
     desc: Desc,
     datagram: &Datagram,
-    route: FlowKey,
     time: Clock,
 ) -> Arrival {
     Arrival {
         address: desc.addr,
-        len: desc.len,
-        ring: index as u32,
-        ifindex,
-        charge: socket::truesize(desc.len),
         charged_before: 0,
         time_ns: if time.now == 0 { 0 } else { arrival_time(memory, desc, time) },
+        ifindex,
         drops: 0,
-        payload_at: datagram.payload.start,
-        payload_len: datagram.payload_len(),
-        route,
-        ttl: datagram.ttl,
-        tos: datagram.tos,
+        // a packet lies within a chunk of at most 4,096 bytes (Umem::packet)
+        len: desc.len as u16,
+        payload_at: datagram.payload.start as u16,
+        payload_len: datagram.payload_len() as u16,
+        ring: index as u16,
+        v6: matches!(datagram.destination.ip, hoist_packet::Ip::V6(_)),
         group: datagram.group,
     }
 }

@@ -8,16 +8,16 @@
 use crate::{
     control,
     engine::{self, ENGINE},
+    lock::PumpLock,
     next,
     socket::Socket,
     sys,
     table::{EPOLLS, SOCKETS},
     wait::Deadline,
 };
-use core::cell::UnsafeCell;
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    Ordering::{Relaxed, SeqCst},
     fence,
 };
 use hoist_sys::Errno;
@@ -67,9 +67,13 @@ struct Lists {
 
 /// One instance.
 pub(crate) struct Epoll {
-    locked: AtomicBool,
-    lists: UnsafeCell<Lists>,
-    pub(crate) epfd: AtomicI32,
+    lists: PumpLock<Lists>,
+    /// A signal handler's pump found data while this thread had the lists in hand.
+    missed: AtomicBool,
+    /// Sockets of ours ever added.
+    watched: AtomicU32,
+    /// One of its descriptors.
+    epfd: AtomicI32,
     descriptors: AtomicU32,
     /// Threads in `epoll_wait`.
     waiters: AtomicU32,
@@ -89,18 +93,14 @@ pub(crate) struct Epoll {
     more_than_reading: AtomicBool,
 }
 
-// SAFETY: `lists` is reached only through `with`, which holds `locked`.
-unsafe impl Sync for Epoll {}
-// SAFETY: nothing in it belongs to a thread.
-unsafe impl Send for Epoll {}
-
 impl Epoll {
-    fn new(epfd: c_int) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            locked: AtomicBool::new(false),
-            lists: UnsafeCell::new(Lists::default()),
-            epfd: AtomicI32::new(epfd),
-            descriptors: AtomicU32::new(1),
+            lists: PumpLock::new(Lists::default()),
+            missed: AtomicBool::new(false),
+            watched: AtomicU32::new(0),
+            epfd: AtomicI32::new(-1),
+            descriptors: AtomicU32::new(0),
             waiters: AtomicU32::new(0),
             bell: AtomicI32::new(-1),
             rung: AtomicBool::new(false),
@@ -113,14 +113,31 @@ impl Epoll {
         }
     }
 
-    fn with<R>(&self, f: impl FnOnce(&mut Lists) -> R) -> R {
-        while self.locked.swap(true, Acquire) {
-            sys::yield_now();
+    /// Makes an instance that has no descriptor new again, for `epfd`.
+    pub(crate) fn renew(&self, epfd: c_int) {
+        self.epfd.store(epfd, Relaxed);
+        self.descriptors.store(1, Relaxed);
+        for word in [&self.watched, &self.waiters, &self.rings] {
+            word.store(0, Relaxed);
         }
-        // SAFETY: this thread alone holds `locked`; f does not call back into this instance.
-        let result = f(unsafe { &mut *self.lists.get() });
-        self.locked.store(false, Release);
-        result
+        for flag in [&self.rung, &self.nested, &self.shared, &self.oneshots, &self.more_than_reading] {
+            flag.store(false, Relaxed);
+        }
+        self.kernel_look.store(0, Relaxed);
+    }
+
+    /// Whether any socket of ours was ever added.
+    #[inline]
+    pub(crate) fn watches(&self) -> bool {
+        self.watched.load(Relaxed) > 0
+    }
+
+    /// The lists. A signal handler that interrupted this very thread here gets empty ones.
+    fn with<R>(&self, f: impl FnOnce(&mut Lists) -> R) -> R {
+        match self.lists.lock() {
+            Some(mut lists) => f(&mut lists),
+            None => f(&mut Lists::default()),
+        }
     }
 
     pub(crate) fn shared(&self) -> bool {
@@ -148,11 +165,17 @@ impl Epoll {
         if bell >= 0 {
             control::discard(bell);
         }
+        control::retire_epoll(self);
     }
 
     /// A watched socket got data. Called with the pump lock held.
     pub(crate) fn arrived(&'static self, index: u32) {
-        let newly = self.with(|lists| mark_ready(lists, index));
+        let Some(mut lists) = self.lists.lock() else {
+            self.missed.store(true, Relaxed);
+            return self.ring_later();
+        };
+        let newly = mark_ready(&mut lists, index);
+        drop(lists);
         if newly && (self.waiters.load(Relaxed) > 0 || self.nested.load(Relaxed)) {
             self.ring_later();
         }
@@ -185,7 +208,9 @@ impl Epoll {
         for ring in engine::ring_fds().skip(known as usize) {
             add_own(epfd, ring, (EPOLLIN | EPOLLEXCLUSIVE) as u32);
         }
-        self.rings.store(count, Relaxed);
+        if self.bell.load(Relaxed) >= 0 {
+            self.rings.store(count, Relaxed); // without a bell this is tried again
+        }
     }
 
     /// Takes rings and bell out: a child is about to share the instance.
@@ -206,7 +231,14 @@ impl Epoll {
     /// Events of lifted sockets, at most `room.len()`.
     fn collect(&self, room: &mut [epoll_event]) -> usize {
         let mut after = After::default();
-        let count = self.with(|lists| collect(lists, room, &mut after));
+        let count = self.with(|lists| {
+            if self.missed.swap(false, Relaxed) {
+                for index in 0..lists.interests.len() as u32 {
+                    mark_ready(lists, index);
+                }
+            }
+            collect(lists, room, &mut after)
+        });
         after.writable.iter().flatten().for_each(|&(at, fd)| room[at].events |= writable_now(fd));
         for (fd, data) in after.disarm {
             // the kernel's half of a one-shot interest is spent too
@@ -407,7 +439,11 @@ pub(crate) fn add_rings_for(socket: &'static Socket) {
 pub(crate) fn forget_socket(socket: &'static Socket) {
     let Some(mut state) = ENGINE.lock() else { return };
     for (epoll, index) in core::mem::take(socket.lock_held.watchers.with(&mut state)) {
-        epoll.with(|lists| lists.interests[index as usize].socket = None);
+        epoll.with(|lists| {
+            if let Some(interest) = lists.interests.get_mut(index as usize) {
+                interest.socket = None;
+            }
+        });
     }
 }
 
@@ -421,9 +457,11 @@ pub(crate) fn share_all() {
 /// A poll or another instance watches `fd`: if it is an instance of ours, its bell tells the truth from now on.
 pub(crate) fn watched_from_outside(fd: c_int) {
     let Some(epoll) = EPOLLS.of(fd) else { return };
-    if !epoll.nested.swap(true, SeqCst) {
-        epoll.add_rings();
+    epoll.nested.store(true, SeqCst);
+    if !epoll.watches() {
+        return;
     }
+    epoll.add_rings();
     engine::pump();
     epoll.refresh();
     if !epoll.nothing_lifted() {
@@ -455,17 +493,16 @@ pub(crate) unsafe fn controlled(epfd: c_int, op: c_int, fd: c_int, event: *const
     }
 }
 
-fn instance(epfd: c_int) -> &'static Epoll {
-    EPOLLS.of(epfd).unwrap_or_else(|| {
-        let epoll: &'static Epoll = Box::leak(Box::new(Epoll::new(epfd)));
-        control::note_descriptor(epfd);
-        EPOLLS.set(epfd, Some(epoll));
-        epoll
-    })
+fn instance(epfd: c_int) -> Option<&'static Epoll> {
+    if EPOLLS.of(epfd).is_none() {
+        control::track_epoll(epfd); // made past the shim, or inherited
+    }
+    EPOLLS.of(epfd)
 }
 
 fn add(epfd: c_int, fd: c_int, socket: &'static Socket, events: u32, data: u64) {
-    let epoll = instance(epfd);
+    let Some(epoll) = instance(epfd) else { return };
+    epoll.watched.fetch_add(1, Relaxed);
     if epoll.shared() {
         control::demote(socket, hoist_ipc::Reason::Forked, 0);
     }
@@ -524,6 +561,27 @@ fn remove(epfd: c_int, fd: c_int) {
     watchers.retain(|&(other, at)| !(core::ptr::eq(other, epoll) && at == index));
 }
 
+/// An `epoll_wait` of libc's on an instance that watches no socket of ours as yet: another thread may add one meanwhile, and
+/// then the shim's own events must not reach the program. None: nothing but those came.
+///
+/// # Safety
+/// `events` has room for what `wait` returns.
+pub(crate) unsafe fn wait_plainly(
+    epoll: &'static Epoll,
+    events: *mut epoll_event,
+    wait: impl FnOnce() -> c_int,
+) -> Option<c_int> {
+    epoll.waiters.fetch_add(1, SeqCst);
+    let count = wait();
+    epoll.waiters.fetch_sub(1, SeqCst);
+    if count <= 0 || TOKEN.load(Relaxed) == 0 {
+        return Some(count);
+    }
+    // SAFETY: the kernel has just written that many.
+    let kept = epoll.own_out(unsafe { core::slice::from_raw_parts_mut(events, count as usize) });
+    (kept > 0).then_some(kept as c_int)
+}
+
 /// How an `epoll_wait` waits.
 pub(crate) struct Wait {
     pub(crate) epfd: c_int,
@@ -572,7 +630,10 @@ impl Wait {
             if kept > 0 {
                 return Ok(kept + merge(room, kept, |rest| epoll.collect(rest)));
             }
-            if count == 0 && self.deadline.over() {
+            if count > 0 && epoll.nothing_lifted() {
+                epoll.silence(); // rung late, for what has been read since
+            }
+            if self.deadline.over() {
                 engine::pump();
                 return Ok(epoll.collect(room));
             }

@@ -9,63 +9,40 @@ use core::sync::atomic::{
     AtomicU32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-use hoist_packet::{Ip, SocketAddrRaw, flow::FlowKey};
 
 /// End of a chain of frames.
 const NONE: u32 = u32::MAX;
 
-/// What the pump found out about the datagram in a frame.
-#[derive(Clone, Copy)]
+/// What the pump found out about the datagram in a frame. Addresses, TTL and TOS are read from the packet when asked for:
+/// so that this fits a cache line with the slot's link.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Arrival {
     /// Address of the packet in the UMEM.
     pub(crate) address: u64,
-    /// Length of the packet.
-    pub(crate) len: u32,
-    /// Ring it came from: index in the engine.
-    pub(crate) ring: u32,
-    /// Interface it arrived on.
-    pub(crate) ifindex: u32,
-    /// What Linux would charge to the socket for it, bytes (`skb->truesize`).
-    pub(crate) charge: u32,
     /// All that was charged to the socket before it.
     pub(crate) charged_before: u64,
     /// Arrival time, ns since the epoch (CLOCK_REALTIME); 0 if nobody asked.
     pub(crate) time_ns: u64,
+    /// Interface it arrived on.
+    pub(crate) ifindex: u32,
     /// `sk_drops` when it was queued.
     pub(crate) drops: u32,
+    /// Length of the packet: at most a chunk.
+    pub(crate) len: u16,
     /// Where the payload lies in the packet, and its length, bytes.
-    pub(crate) payload_at: u32,
-    pub(crate) payload_len: u32,
-    pub(crate) route: FlowKey,
-    /// Time to live, or hop limit.
-    pub(crate) ttl: u8,
-    /// Type of service, or traffic class.
-    pub(crate) tos: u8,
+    pub(crate) payload_at: u16,
+    pub(crate) payload_len: u16,
+    /// Ring it came from: index in the engine.
+    pub(crate) ring: u16,
+    /// IPv6.
+    pub(crate) v6: bool,
     /// Sent to a group or broadcast.
     pub(crate) group: bool,
 }
 
-const NOWHERE: SocketAddrRaw = SocketAddrRaw { ip: Ip::V4([0; 4]), port: 0 };
+const _: () = assert!(size_of::<Slot>() == 64);
 
-impl Arrival {
-    const NONE: Self = Self {
-        address: 0,
-        len: 0,
-        ring: 0,
-        ifindex: 0,
-        charge: 0,
-        charged_before: 0,
-        time_ns: 0,
-        drops: 0,
-        payload_at: 0,
-        payload_len: 0,
-        route: FlowKey { source: NOWHERE, destination: NOWHERE },
-        ttl: 0,
-        tos: 0,
-        group: false,
-    };
-}
-
+#[repr(align(64))]
 struct Slot {
     next: AtomicU32,
     arrival: UnsafeCell<Arrival>,
@@ -84,7 +61,7 @@ unsafe impl Send for Frames {}
 
 impl Frames {
     pub(crate) fn new(count: u32) -> Self {
-        let slot = |_| Slot { next: AtomicU32::new(NONE), arrival: UnsafeCell::new(Arrival::NONE) };
+        let slot = |_| Slot { next: AtomicU32::new(NONE), arrival: UnsafeCell::new(Arrival::default()) };
         Self { slots: (0..count).map(slot).collect() }
     }
 

@@ -74,7 +74,7 @@ extern "C" fn end() {
 /// The socket of `fd` if it is, or was, lifted and reads must look at its queue.
 #[inline(always)]
 fn lifted(fd: c_int) -> Option<&'static Socket> {
-    SOCKETS.of(fd).filter(|socket| socket.lifted())
+    SOCKETS.of(fd).filter(|socket| socket.lifted() && crate::engine::ours())
 }
 
 /// After a read that libc did on a UDP socket we follow.
@@ -260,7 +260,7 @@ hooks! {
         let sets = Sets { count, read, write, except };
         let limit = timeout.as_ref().map(|time| microseconds(time));
         if !sets.concern() || limit == Some(None) {
-            return next::select(count, read, write, except, timeout);
+            return sets.pass(|| next::select(count, read, write, except, timeout));
         }
         let limit = limit.flatten();
         let deadline = Deadline::after(limit);
@@ -276,10 +276,18 @@ hooks! {
         let sets = Sets { count, read, write, except };
         let limit = timeout.as_ref().map(nanoseconds);
         if !sets.concern() || limit == Some(None) {
-            return next::pselect(count, read, write, except, timeout, mask);
+            return sets.pass(|| next::pselect(count, read, write, except, timeout, mask));
         }
         let limit = limit.flatten();
         to_int(poll::select(&sets, Deadline::after(limit), limit == Some(0), mask))
+    }
+
+    fn epoll_create(size: c_int) -> c_int {
+        after_epoll_create(next::epoll_create(size))
+    }
+
+    fn epoll_create1(flags: c_int) -> c_int {
+        after_epoll_create(next::epoll_create1(flags))
     }
 
     fn epoll_ctl(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
@@ -295,26 +303,38 @@ hooks! {
     }
 
     fn epoll_pwait(epfd: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t) -> c_int {
-        match EPOLLS.of(epfd) {
-            Some(epoll) if max > 0 && !events.is_null() && crate::engine::ring_count() > 0 => {
-                let deadline = Deadline::after(milliseconds(timeout));
-                to_int(Wait { epfd, events, max, deadline, look: timeout == 0, mask }.run(epoll))
-            }
-            _ => next::epoll_pwait(epfd, events, max, timeout, mask),
+        let plainly = || next::epoll_pwait(epfd, events, max, timeout, mask);
+        let Some(epoll) = EPOLLS.of(epfd).filter(|_| max > 0 && plausible(events)) else { return plainly() };
+        let deadline = Deadline::after(milliseconds(timeout));
+        if !(epoll.watches() && crate::engine::ring_count() > 0)
+            && let Some(count) = crate::epoll::wait_plainly(epoll, events, plainly)
+        {
+            return count;
         }
+        to_int(Wait { epfd, events, max, deadline, look: timeout == 0, mask }.run(epoll))
     }
 
     fn epoll_pwait2(epfd: c_int, events: *mut epoll_event, max: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int {
         let limit = timeout.as_ref().map(nanoseconds);
-        match EPOLLS.of(epfd) {
-            Some(epoll) if max > 0 && !events.is_null() && limit != Some(None) && crate::engine::ring_count() > 0 => {
-                let limit = limit.flatten();
-                let deadline = Deadline::after(limit);
-                to_int(Wait { epfd, events, max, deadline, look: limit == Some(0), mask }.run(epoll))
-            }
-            _ => next::epoll_pwait2(epfd, events, max, timeout, mask),
+        let plainly = || next::epoll_pwait2(epfd, events, max, timeout, mask);
+        let usable = max > 0 && plausible(events) && limit != Some(None);
+        let Some(epoll) = EPOLLS.of(epfd).filter(|_| usable) else { return plainly() };
+        let limit = limit.flatten();
+        let deadline = Deadline::after(limit);
+        if !(epoll.watches() && crate::engine::ring_count() > 0)
+            && let Some(count) = crate::epoll::wait_plainly(epoll, events, plainly)
+        {
+            return count;
         }
+        to_int(Wait { epfd, events, max, deadline, look: limit == Some(0), mask }.run(epoll))
     }
+}
+
+fn after_epoll_create(epfd: c_int) -> c_int {
+    if epfd >= 0 && control::active() && control::own_process() {
+        control::track_epoll(epfd);
+    }
+    epfd
 }
 
 /// The program's poll set, if it holds a lifted socket.
@@ -332,7 +352,8 @@ unsafe fn passed_poll(fds: *mut pollfd, count: nfds_t, poll: impl FnOnce() -> c_
         return poll();
     }
     // SAFETY: the program passed `count` entries.
-    let waits = KernelWait::new(unsafe { core::slice::from_raw_parts(fds, count as usize) });
+    let set = unsafe { core::slice::from_raw_parts(fds, count as usize) };
+    let waits = KernelWait::new(set.iter().map(|entry| entry.fd));
     let result = poll();
     waits.end();
     result
@@ -425,6 +446,13 @@ hooks! {
         close_each(first, last, |first, last| next::close_range(first, last, flags))
     }
 
+    fn posix_spawn_file_actions_adddup2(actions: *mut c_void, fd: c_int, to: c_int) -> c_int {
+        if lifted(fd).is_some() {
+            demote_passed(fd); // stays open in the child under another number
+        }
+        next::posix_spawn_file_actions_adddup2(actions, fd, to)
+    }
+
     fn closefrom(first: c_int) -> () {
         let close = |first, last| next::close_range(first, last, 0);
         close_each(first.max(0) as c_uint, c_uint::MAX, close);
@@ -462,6 +490,9 @@ hooks! {
 
     fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
         let result = next::fcntl(fd, command, argument);
+        if command == libc::F_SETFL && argument as c_int & libc::O_ASYNC != 0 {
+            demote_for_signals(fd);
+        }
         if command == libc::F_DUPFD || command == libc::F_DUPFD_CLOEXEC { after_dup(fd, result) } else { result }
     }
 
@@ -480,18 +511,21 @@ hooks! {
             *place = len as c_int;
             return 0;
         }
+        if request == libc::FIOASYNC {
+            demote_for_signals(fd);
+        }
         next::ioctl(fd, request, argument)
     }
 
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-        if let Some(message) = message.as_ref() {
-            before_passing(message);
+        if plausible(message) {
+            before_passing(&*message);
         }
         next::sendmsg(fd, message, flags)
     }
 
     fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        if !messages.is_null() {
+        if plausible(messages) {
             (0..count as usize).for_each(|i| before_passing(&(*messages.add(i)).msg_hdr));
         }
         next::sendmmsg(fd, messages, count, flags)
@@ -557,7 +591,8 @@ fn after_replacing(old: c_int, new: c_int) -> c_int {
 
 /// A message may carry descriptors to another process: lifted sockets among them are demoted first.
 unsafe fn before_passing(message: &msghdr) {
-    if message.msg_controllen as usize <= size_of::<libc::cmsghdr>() || !control::active() {
+    let (start, room) = (message.msg_control as usize, message.msg_controllen as usize);
+    if room <= size_of::<libc::cmsghdr>() || !plausible(message.msg_control) || !control::active() {
         return;
     }
     // SAFETY: the program's control buffer, walked as CMSG_NXTHDR bounds it.
@@ -565,12 +600,21 @@ unsafe fn before_passing(message: &msghdr) {
         let mut header = libc::CMSG_FIRSTHDR(message);
         while let Some(found) = header.as_ref() {
             if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
-                let bytes = (found.cmsg_len as usize).saturating_sub(size_of::<libc::cmsghdr>());
+                // a length beyond the buffer is for the kernel to refuse
+                let end = (found.cmsg_len as usize).min(start + room - header as usize);
+                let bytes = end.saturating_sub(size_of::<libc::cmsghdr>());
                 let fds = libc::CMSG_DATA(header).cast::<c_int>();
                 (0..bytes / size_of::<c_int>()).for_each(|i| demote_passed(fds.add(i).read_unaligned()));
             }
             header = libc::CMSG_NXTHDR(message, header);
         }
+    }
+}
+
+/// SIGIO is the kernel's to send, and it does not see lifted datagrams.
+fn demote_for_signals(fd: c_int) {
+    if let Some(socket) = SOCKETS.of(fd) {
+        control::demote(socket, Reason::Option, 0);
     }
 }
 
@@ -584,18 +628,27 @@ fn demote_passed(fd: c_int) {
 
 hooks! {
     fn sigaction(signal: c_int, action: *const libc::sigaction, old: *mut libc::sigaction) -> c_int {
+        let result = next::sigaction(signal, action, old);
         signals::changed();
-        next::sigaction(signal, action, old)
+        result
     }
 
     fn signal(number: c_int, handler: libc::sighandler_t) -> libc::sighandler_t {
+        let old = next::signal(number, handler);
         signals::changed();
-        next::signal(number, handler)
+        old
+    }
+
+    fn __sysv_signal(number: c_int, handler: libc::sighandler_t) -> libc::sighandler_t {
+        let old = next::__sysv_signal(number, handler);
+        signals::changed();
+        old
     }
 
     fn siginterrupt(signal: c_int, flag: c_int) -> c_int {
+        let result = next::siginterrupt(signal, flag);
         signals::changed();
-        next::siginterrupt(signal, flag)
+        result
     }
 }
 
@@ -623,6 +676,12 @@ hooks! {
             libc::SYS_dup2 => dup2(a as _, b as _).into(),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_epoll_wait => epoll_wait(a as _, b as _, c as _, d as _).into(),
+            libc::SYS_close_range => close_range(a as _, b as _, c as _).into(),
+            libc::SYS_fcntl => fcntl(a as _, b as _, c as _).into(),
+            libc::SYS_ioctl => ioctl(a as _, b as _, c as _).into(),
+            libc::SYS_sendmsg => sendmsg(a as _, b as _, c as _) as c_long,
+            libc::SYS_ppoll if d == 0 => ppoll(a as _, b as _, c as _, core::ptr::null()).into(),
+            libc::SYS_epoll_pwait2 => epoll_pwait2(a as _, b as _, c as _, d as _, e as _).into(),
             libc::SYS_epoll_pwait => epoll_pwait(a as _, b as _, c as _, d as _, e as _).into(),
             _ => next::syscall(number, a, b, c, d, e, f),
         }

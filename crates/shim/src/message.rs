@@ -7,21 +7,77 @@ use crate::{
     sys,
 };
 use core::sync::atomic::Ordering::Relaxed;
-use hoist_packet::{Ip, SocketAddrRaw};
+use hoist_packet::{Ip, SocketAddrRaw, ipv4, ipv6, udp};
 use hoist_sys::Errno;
 use hoist_xsk::Desc;
 use libc::{c_int, iovec, sockaddr, socklen_t};
 
-/// The payload of a datagram in its frame.
-#[inline]
-pub(crate) fn payload<'m>(memory: &'m Memory, arrival: &Arrival) -> &'m [u8] {
-    let desc = Desc { addr: arrival.address, len: arrival.len, options: 0 };
-    let at = arrival.payload_at as usize;
-    memory
-        .umem
-        .packet(desc)
-        .and_then(|packet| packet.get(at..at + arrival.payload_len as usize))
-        .unwrap_or(&[])
+/// A received datagram: its packet, and what the pump noted.
+#[derive(Clone, Copy)]
+pub(crate) struct Received<'m> {
+    packet: &'m [u8],
+    pub(crate) arrival: &'m Arrival,
+}
+
+impl<'m> Received<'m> {
+    #[inline]
+    pub(crate) fn new(memory: &'m Memory, arrival: &'m Arrival) -> Self {
+        let desc = Desc { addr: arrival.address, len: arrival.len.into(), options: 0 };
+        Self { packet: memory.umem.packet(desc).unwrap_or(&[]), arrival }
+    }
+
+    /// The payload of the datagram in its frame.
+    #[inline]
+    pub(crate) fn payload(&self) -> &'m [u8] {
+        let at = usize::from(self.arrival.payload_at);
+        self.packet.get(at..at + usize::from(self.arrival.payload_len)).unwrap_or(&[])
+    }
+
+    /// Bytes of a header before the payload. `steer` lifts, and `udp::parse` accepts, headers of one length only, so they lie at
+    /// fixed distances. Bytes that are not there read as zero.
+    #[inline]
+    fn header<const LEN: usize>(&self, before_payload: usize) -> [u8; LEN] {
+        let at = usize::from(self.arrival.payload_at).wrapping_sub(before_payload);
+        self.packet.get(at..).and_then(|bytes| bytes.first_chunk()).copied().unwrap_or([0; LEN])
+    }
+
+    /// Distance from the payload back to the IP header.
+    fn network(&self) -> usize {
+        udp::HEADER_LEN + if self.arrival.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN }
+    }
+
+    /// Who sent it.
+    #[inline]
+    pub(crate) fn source(&self) -> SocketAddrRaw {
+        let port = u16::from_be_bytes(self.header(udp::HEADER_LEN));
+        let ip = if self.arrival.v6 {
+            Ip::V6(self.header(self.network() - 8))
+        } else {
+            Ip::V4(self.header(self.network() - 12))
+        };
+        SocketAddrRaw { ip, port }
+    }
+
+    /// The address it was sent to.
+    fn destination(&self) -> Ip {
+        if self.arrival.v6 {
+            Ip::V6(self.header(self.network() - 24))
+        } else {
+            Ip::V4(self.header(self.network() - 16))
+        }
+    }
+
+    /// Time to live, or hop limit.
+    fn ttl(&self) -> u8 {
+        let [ttl] = self.header(self.network() - if self.arrival.v6 { 7 } else { 8 });
+        ttl
+    }
+
+    /// Type of service, or traffic class.
+    fn tos(&self) -> u8 {
+        let [first, second] = self.header(self.network());
+        if self.arrival.v6 { first << 4 | second >> 4 } else { second }
+    }
 }
 
 /// Whether the kernel could accept this as an address of the program's: not in the first page (`mmap_min_addr`), not
@@ -66,6 +122,22 @@ fn copy(bytes: &[u8], base: *mut u8, len: usize) -> Result<usize, Errno> {
     Ok(len)
 }
 
+/// What `import_iovec` refuses, before any datagram is taken.
+///
+/// # Safety
+/// `vector` has `count` entries if it is plausible.
+pub(crate) unsafe fn check_vector(vector: *const iovec, count: usize) -> Result<(), Errno> {
+    if count > libc::UIO_MAXIOV as usize {
+        return Err(Errno(libc::EMSGSIZE));
+    }
+    if count > 0 && !plausible(vector) {
+        return Err(Errno(libc::EFAULT));
+    }
+    // SAFETY: by contract.
+    let negative = (0..count).any(|i| unsafe { (*vector.add(i)).iov_len } as isize <= -1);
+    if negative { Err(Errno(libc::EINVAL)) } else { Ok(()) }
+}
+
 fn fill_many(vector: *const iovec, count: usize, bytes: &[u8]) -> Result<usize, Errno> {
     if !plausible(vector) && count > 0 {
         return Err(Errno(libc::EFAULT));
@@ -85,7 +157,7 @@ fn fill_many(vector: *const iovec, count: usize, bytes: &[u8]) -> Result<usize, 
 /// Writes the sender's address as `move_addr_to_user` does: cut to `*len`, and `*len` set to the full length.
 pub(crate) fn write_name(
     v6: bool,
-    arrival: &Arrival,
+    received: &Received<'_>,
     name: *mut sockaddr,
     len: *mut socklen_t,
 ) -> Result<(), Errno> {
@@ -100,7 +172,7 @@ pub(crate) fn write_name(
     if (room as i32) < 0 {
         return Err(Errno(libc::EINVAL));
     }
-    let (bytes, full) = sockaddr_bytes(v6, &arrival.route.source, arrival.ifindex);
+    let (bytes, full) = sockaddr_bytes(v6, &received.source(), received.arrival.ifindex);
     copy(&bytes[..full], name.cast(), room as usize)?;
     // SAFETY: as above.
     unsafe { *len = full as socklen_t };
@@ -177,22 +249,23 @@ impl<'a> Control<'a> {
 pub(crate) fn put_wanted(
     control: &mut Control<'_>,
     wants: u32,
-    arrival: &Arrival,
+    received: &Received<'_>,
     local: impl FnOnce() -> [u8; 4],
 ) {
+    let arrival = received.arrival;
     put_time(control, wants, arrival.time_ns);
     if wants & want::OVERFLOW != 0 && arrival.drops > 0 {
         control.put(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &arrival.drops.to_ne_bytes());
     }
     if wants & want::PKTINFO6 != 0 {
         let mut info = [0; 20];
-        info[..16].copy_from_slice(&mapped(arrival.route.destination.ip));
+        info[..16].copy_from_slice(&mapped(received.destination()));
         info[16..].copy_from_slice(&arrival.ifindex.to_ne_bytes());
         control.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
     }
-    match arrival.route.destination.ip {
-        Ip::V4(destination) => put_v4(control, wants, arrival, destination, local),
-        Ip::V6(_) => put_v6(control, wants, arrival),
+    match received.destination() {
+        Ip::V4(destination) => put_v4(control, wants, received, destination, local),
+        Ip::V6(_) => put_v6(control, wants, received),
     }
 }
 
@@ -212,31 +285,31 @@ fn put_time(control: &mut Control<'_>, wants: u32, time_ns: u64) {
 fn put_v4(
     control: &mut Control<'_>,
     wants: u32,
-    arrival: &Arrival,
+    received: &Received<'_>,
     destination: [u8; 4],
     local: impl FnOnce() -> [u8; 4],
 ) {
     if wants & want::PKTINFO != 0 {
         let mut info = [0; 12];
-        info[..4].copy_from_slice(&arrival.ifindex.to_ne_bytes());
-        info[4..8].copy_from_slice(&if arrival.group { local() } else { destination });
+        info[..4].copy_from_slice(&received.arrival.ifindex.to_ne_bytes());
+        info[4..8].copy_from_slice(&if received.arrival.group { local() } else { destination });
         info[8..].copy_from_slice(&destination);
         control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
     }
     if wants & want::TTL != 0 {
-        control.put(libc::IPPROTO_IP, libc::IP_TTL, &i32::from(arrival.ttl).to_ne_bytes());
+        control.put(libc::IPPROTO_IP, libc::IP_TTL, &i32::from(received.ttl()).to_ne_bytes());
     }
     if wants & want::TOS != 0 {
-        control.put(libc::IPPROTO_IP, libc::IP_TOS, &[arrival.tos]);
+        control.put(libc::IPPROTO_IP, libc::IP_TOS, &[received.tos()]);
     }
 }
 
-fn put_v6(control: &mut Control<'_>, wants: u32, arrival: &Arrival) {
+fn put_v6(control: &mut Control<'_>, wants: u32, received: &Received<'_>) {
     if wants & want::HOPLIMIT != 0 {
-        control.put(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &i32::from(arrival.ttl).to_ne_bytes());
+        control.put(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &i32::from(received.ttl()).to_ne_bytes());
     }
     if wants & want::TCLASS != 0 {
-        control.put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &i32::from(arrival.tos).to_ne_bytes());
+        control.put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &i32::from(received.tos()).to_ne_bytes());
     }
 }
 
@@ -247,7 +320,7 @@ fn put_v6(control: &mut Control<'_>, wants: u32, arrival: &Arrival) {
 pub(crate) unsafe fn write_header(
     socket: &Socket,
     fd: c_int,
-    arrival: &Arrival,
+    received: &Received<'_>,
     header: *mut libc::msghdr,
     copied: usize,
 ) -> Result<(), Errno> {
@@ -257,9 +330,9 @@ pub(crate) unsafe fn write_header(
     if header.msg_name.is_null() {
         header.msg_namelen = 0;
     } else {
-        write_name(v6, arrival, header.msg_name.cast(), &raw mut header.msg_namelen)?;
+        write_name(v6, received, header.msg_name.cast(), &raw mut header.msg_namelen)?;
     }
-    header.msg_flags = if copied < arrival.payload_len as usize { libc::MSG_TRUNC } else { 0 };
+    header.msg_flags = if copied < usize::from(received.arrival.payload_len) { libc::MSG_TRUNC } else { 0 };
     let wants = socket.wants.load(Relaxed);
     if wants == 0 || header.msg_control.is_null() {
         header.msg_flags |= if wants != 0 && wants != want::OVERFLOW { libc::MSG_CTRUNC } else { 0 };
@@ -271,8 +344,8 @@ pub(crate) unsafe fn write_header(
         core::slice::from_raw_parts_mut(header.msg_control.cast::<u8>(), header.msg_controllen as usize)
     };
     let mut control = Control::new(room);
-    put_wanted(&mut control, wants, arrival, || {
-        sys::interface_address(fd, arrival.ifindex).unwrap_or([0; 4])
+    put_wanted(&mut control, wants, received, || {
+        sys::interface_address(fd, received.arrival.ifindex).unwrap_or([0; 4])
     });
     header.msg_flags |= if control.truncated { libc::MSG_CTRUNC } else { 0 };
     header.msg_controllen = control.used() as _;

@@ -99,7 +99,8 @@ fn sleep(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> Resul
     let mut set = PollSet::new();
     fds.iter().for_each(|entry| set.push(entry.fd, entry.events));
     set.push_rings();
-    let waiting = Waiting::on(lifted(fds));
+    let sockets: Vec<&Socket> = lifted(fds).collect();
+    let waiting = Waiting::on(sockets.iter().copied());
     if let Some(bell) = waiting.bell() {
         set.push(bell, POLLIN);
     }
@@ -167,6 +168,17 @@ impl Sets {
         self.count > 0
             && !self.read.is_null()
             && (0..self.count).any(|fd| Self::has(self.read, fd) && ours(fd))
+    }
+
+    /// Runs libc's select on sets that do not concern the shim.
+    pub(crate) fn pass(&self, select: impl FnOnce() -> c_int) -> c_int {
+        if self.count <= 0 || self.read.is_null() || !crate::control::active() {
+            return select();
+        }
+        let waits = KernelWait::new((0..self.count).filter(|&fd| Self::has(self.read, fd)));
+        let result = select();
+        waits.end();
+        result
     }
 
     fn to_poll(&self) -> Vec<pollfd> {
@@ -238,20 +250,22 @@ fn sets_would_take(sets: &Sets, fds: &[pollfd]) -> bool {
 }
 
 /// Counts a wait that goes to the kernel as it is, so that none of its sockets becomes lifted under it.
-pub(crate) struct KernelWait<'a>(&'a [pollfd]);
+pub(crate) struct KernelWait(Vec<&'static Socket>);
 
-impl<'a> KernelWait<'a> {
-    pub(crate) fn new(fds: &'a [pollfd]) -> Self {
-        fds.iter().filter_map(|entry| SOCKETS.of(entry.fd)).for_each(|socket| {
+impl KernelWait {
+    pub(crate) fn new(fds: impl Iterator<Item = c_int>) -> Self {
+        // an empty Vec allocates nothing: most sets hold no UDP socket
+        let sockets: Vec<_> = fds.filter_map(|fd| SOCKETS.of(fd)).collect();
+        for socket in &sockets {
             socket.kernel_waits.fetch_add(1, SeqCst);
-        });
-        Self(fds)
+        }
+        Self(sockets)
     }
 
     pub(crate) fn end(self) {
-        self.0.iter().filter_map(|entry| SOCKETS.of(entry.fd)).for_each(|socket| {
+        for socket in self.0 {
             socket.kernel_waits.fetch_sub(1, SeqCst);
-        });
+        }
     }
 }
 

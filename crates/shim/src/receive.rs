@@ -4,7 +4,7 @@ use crate::{
     control, engine,
     engine::Memory,
     frames::Arrival,
-    message::{self, Buffers},
+    message::{self, Buffers, Received},
     socket::{Socket, State, peeked},
     sys,
     wait::{self, Deadline, Woken},
@@ -18,7 +18,7 @@ type Result<T> = core::result::Result<T, Errno>;
 /// What a read is to do with one datagram.
 trait Reader {
     /// Takes a lifted datagram.
-    fn lifted(&mut self, memory: &Memory, arrival: &Arrival) -> Result<usize>;
+    fn lifted(&mut self, received: &Received<'_>) -> Result<usize>;
     /// Takes from the kernel socket, without waiting.
     fn kernel(&mut self, flags: c_int) -> Result<usize>;
 }
@@ -45,7 +45,7 @@ impl Read<'_> {
 
     #[inline]
     fn kernel_turn(&self) -> bool {
-        self.socket.kernel_first.load(Relaxed) || self.socket.peeked.load(Relaxed) == peeked::KERNEL
+        self.socket.kernel_goes_first()
     }
 
     /// From the queue, else from the rings through the queue.
@@ -71,7 +71,7 @@ impl Read<'_> {
         if self.socket.peeked.load(Relaxed) != peeked::NOTHING {
             self.socket.peeked.store(peeked::NOTHING, Relaxed);
         }
-        let result = reader.lifted(memory, memory.frames.arrival(frame));
+        let result = reader.lifted(&Received::new(memory, memory.frames.arrival(frame)));
         engine::give_back(memory, frame);
         Some(result)
     }
@@ -85,7 +85,7 @@ impl Read<'_> {
             if !self.socket.still_first(ticket) {
                 continue;
             }
-            let result = reader.lifted(memory, &arrival);
+            let result = reader.lifted(&Received::new(memory, &arrival));
             if self.socket.still_first(ticket) {
                 self.socket.peeked.store(peeked::LIFTED, Relaxed);
                 return Some(result);
@@ -99,7 +99,7 @@ impl Read<'_> {
         loop {
             if kernel_turn {
                 match self.from_kernel(reader) {
-                    Err(Errno(libc::EAGAIN)) => {}
+                    Err(Errno(libc::EAGAIN)) => self.spilt_is_read(),
                     result => return result,
                 }
             }
@@ -141,6 +141,17 @@ impl Read<'_> {
         result
     }
 
+    /// The kernel's queue is empty: if nothing rode there meanwhile, new datagrams may wait here again.
+    fn spilt_is_read(&self) {
+        if self.socket.spills()
+            && let Some(_state) = engine::ENGINE.try_lock()
+            && self.socket.is_empty()
+            && !kernel_has_data(self.fd)
+        {
+            self.socket.end_spill();
+        }
+    }
+
     fn nonblocking(&self) -> bool {
         self.flags & libc::MSG_DONTWAIT != 0
             || sys::status_flags(self.fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0)
@@ -157,7 +168,7 @@ impl Read<'_> {
 
 /// What the return value is: with MSG_TRUNC the datagram's own length.
 fn outcome(copied: usize, arrival: &Arrival, flags: c_int) -> usize {
-    if flags & libc::MSG_TRUNC != 0 { arrival.payload_len as usize } else { copied }
+    if flags & libc::MSG_TRUNC != 0 { arrival.payload_len.into() } else { copied }
 }
 
 /// `--admit flow`: tells the broker which flow the kernel has just delivered.
@@ -179,13 +190,12 @@ struct Plain {
 
 impl Reader for Plain {
     #[inline]
-    fn lifted(&mut self, memory: &Memory, arrival: &Arrival) -> Result<usize> {
-        let copied =
-            Buffers::One { base: self.base, len: self.len }.fill(message::payload(memory, arrival))?;
+    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
+        let copied = Buffers::One { base: self.base, len: self.len }.fill(received.payload())?;
         if !self.name.is_null() {
-            message::write_name(self.socket.v6.load(Relaxed), arrival, self.name, self.name_len)?;
+            message::write_name(self.socket.v6.load(Relaxed), received, self.name, self.name_len)?;
         }
-        Ok(outcome(copied, arrival, self.flags))
+        Ok(outcome(copied, received.arrival, self.flags))
     }
 
     fn kernel(&mut self, flags: c_int) -> Result<usize> {
@@ -238,17 +248,14 @@ struct Header {
 }
 
 impl Reader for Header {
-    fn lifted(&mut self, memory: &Memory, arrival: &Arrival) -> Result<usize> {
+    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
         // SAFETY: the program passed a msghdr that it owns.
         let header = unsafe { &*self.header };
-        if header.msg_iovlen as usize > libc::UIO_MAXIOV as usize {
-            return Err(Errno(libc::EMSGSIZE));
-        }
         let buffers = Buffers::Many { vector: header.msg_iov, count: header.msg_iovlen as usize };
-        let copied = buffers.fill(message::payload(memory, arrival))?;
+        let copied = buffers.fill(received.payload())?;
         // SAFETY: as above.
-        unsafe { message::write_header(self.socket, self.fd, arrival, self.header, copied)? };
-        Ok(outcome(copied, arrival, self.flags))
+        unsafe { message::write_header(self.socket, self.fd, received, self.header, copied)? };
+        Ok(outcome(copied, received.arrival, self.flags))
     }
 
     fn kernel(&mut self, flags: c_int) -> Result<usize> {
@@ -288,6 +295,8 @@ pub(crate) unsafe fn recvmsg(
     if !message::plausible(header) {
         return Err(Errno(libc::EFAULT));
     }
+    // SAFETY: by contract.
+    unsafe { message::check_vector((*header).msg_iov, (*header).msg_iovlen as usize)? };
     let mut reader = Header { socket, fd, header, flags };
     Read { socket, fd, flags, deadline: &mut None }.run(&mut reader)
 }
@@ -305,6 +314,8 @@ pub(crate) unsafe fn readv(
     if !(0..=libc::UIO_MAXIOV).contains(&count) {
         return Err(Errno(libc::EINVAL));
     }
+    // SAFETY: by contract.
+    unsafe { message::check_vector(vector, count as usize)? };
     // SAFETY: msghdr is plain data for which zero is valid.
     let mut header: msghdr = unsafe { core::mem::zeroed() };
     header.msg_iov = vector.cast_mut();
@@ -365,29 +376,25 @@ pub(crate) unsafe fn recvmmsg(
     Ok(done)
 }
 
+fn kernel_has_data(fd: c_int) -> bool {
+    let nobody = core::ptr::null_mut();
+    let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    sys::recvfrom(fd, core::ptr::null_mut(), 0, flags, nobody, core::ptr::null_mut()).is_ok()
+}
+
 /// FIONREAD: payload bytes of the datagram that the next read takes; 0 if there is none.
 pub(crate) fn next_len(socket: &'static Socket, fd: c_int) -> Option<u32> {
     let memory = engine::memory()?;
-    if socket.kernel_first.load(Relaxed) || socket.peeked.load(Relaxed) == peeked::KERNEL {
-        let waiting = sys::recvfrom(
-            fd,
-            core::ptr::null_mut(),
-            0,
-            libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT,
-            core::ptr::null_mut(),
-            core::ptr::null_mut(),
-        );
-        if waiting.is_ok() {
-            socket.peeked.store(peeked::KERNEL, Relaxed);
-            return None;
-        }
+    if socket.kernel_goes_first() && kernel_has_data(fd) {
+        socket.peeked.store(peeked::KERNEL, Relaxed);
+        return None;
     }
     if socket.is_empty() {
         engine::pump();
     }
     loop {
         let (frame, ticket) = socket.peek()?;
-        let len = memory.frames.peek(frame).payload_len;
+        let len = memory.frames.peek(frame).payload_len.into();
         if socket.still_first(ticket) {
             socket.peeked.store(peeked::LIFTED, Relaxed);
             return Some(len);

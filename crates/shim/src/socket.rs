@@ -81,6 +81,8 @@ pub(crate) struct Socket {
     pub(crate) kernel_first: AtomicBool,
     /// The kernel's queue may hold datagrams older than the first lifted one: it goes first until it is empty.
     pub(crate) kernel_older: AtomicBool,
+    /// New datagrams ride to the kernel's queue, for this one holds too many frames.
+    spills: AtomicBool,
     in_a_row: AtomicU32,
     pub(crate) peeked: AtomicU8,
     queue: AtomicPtr<Queue>,
@@ -123,6 +125,7 @@ impl Socket {
             kept_option: AtomicU32::new(0),
             kernel_first: AtomicBool::new(false),
             kernel_older: AtomicBool::new(false),
+            spills: AtomicBool::new(false),
             in_a_row: AtomicU32::new(0),
             peeked: AtomicU8::new(peeked::NOTHING),
             queue: AtomicPtr::new(core::ptr::null_mut()),
@@ -157,6 +160,7 @@ impl Socket {
         self.young.store(false, Relaxed);
         self.kernel_first.store(false, Relaxed);
         self.kernel_older.store(false, Relaxed);
+        self.spills.store(false, Relaxed);
         self.peeked.store(peeked::NOTHING, Relaxed);
         self.stats.store(core::ptr::null_mut(), Relaxed);
         self.sleepers.store(0, Relaxed);
@@ -268,6 +272,28 @@ impl Socket {
     pub(crate) fn kernel_had_turn(&self) {
         self.kernel_first.store(self.kernel_older.load(Relaxed), Relaxed);
         self.in_a_row.store(KERNEL_TURN - 1, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn spills(&self) -> bool {
+        self.spills.load(Relaxed)
+    }
+
+    pub(crate) fn begin_spill(&self) {
+        self.spills.store(true, Release);
+    }
+
+    pub(crate) fn end_spill(&self) {
+        self.spills.store(false, Release);
+    }
+
+    /// Whether a read looks at the kernel's queue first. While it spills, the kernel's datagrams are the younger ones.
+    #[inline]
+    pub(crate) fn kernel_goes_first(&self) -> bool {
+        if self.spills() {
+            return self.is_empty();
+        }
+        self.kernel_first.load(Relaxed) || self.peeked.load(Relaxed) == peeked::KERNEL
     }
 
     /// Hangs a thread's bell on the socket; false if there is no place left.

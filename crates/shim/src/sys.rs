@@ -138,6 +138,14 @@ pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// A page that a forked child finds full of zeros.
+pub(crate) fn page_wiped_on_fork() -> Option<*mut core::sync::atomic::AtomicU32> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let page = call(libc::SYS_mmap, [0, 4096, prot as usize, flags as usize, usize::MAX, 0]).ok()?;
+    call(libc::SYS_madvise, [page, 4096, libc::MADV_WIPEONFORK as usize, 0, 0, 0]).ok()?;
+    Some(page as *mut _)
+}
+
 pub(crate) fn yield_now() {
     let _ = call(libc::SYS_sched_yield, [0; 6]);
 }
