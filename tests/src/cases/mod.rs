@@ -353,7 +353,7 @@ const HELPERS: &[Case] = &[
     Case { name: "child::read_descriptor", expect: Expect::Mixed, run: process::read_descriptor },
     Case { name: "child::read_passed", expect: Expect::Mixed, run: process::read_passed },
     Case { name: "fault::ten_thousand_sockets", expect: Expect::Lifted, run: fault::ten_thousand_sockets },
-    Case { name: "fault::a_hoarder_of_frames", expect: Expect::Lifted, run: fault::a_hoarder_of_frames },
+    Case { name: "fault::a_hoarder_of_frames", expect: Expect::Mixed, run: fault::a_hoarder_of_frames },
     Case { name: "child::read_own", expect: Expect::Mixed, run: process::read_own },
 ];
 
