@@ -28,13 +28,15 @@ impl Frames {
     ///
     /// In copy mode the kernel keeps one frame when the rx ring was full (__xsk_rcv: xsk_buff_free puts it on the pool's free
     /// list); in zero-copy mode the driver's ring may hold any number.
-    /// A killed program's frames cannot be counted; they go with its UMEM.
+    /// A killed program's frames cannot be counted; they go with its UMEM. A program may write any number.
     pub fn leaked(&self) -> i64 {
         if self.uncounted {
             return 0;
         }
-        let known = self.fill + self.rx + self.queued + self.free + self.bad;
-        let missing = self.total as i64 - known as i64;
+        let known =
+            [self.rx, self.queued, self.free, self.bad].into_iter().fold(self.fill, u64::saturating_add);
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let missing = signed(self.total).saturating_sub(signed(known));
         let kernel = match (self.zero_copy, self.was_full) {
             (true, _) => i64::MAX,
             (false, true) => 1,
@@ -55,6 +57,12 @@ mod tests {
         assert_eq!(Frames { free: 0, ..whole }.leaked(), 1);
         assert_eq!(Frames { free: 3, ..whole }.leaked(), -2);
         assert_eq!(Frames { free: 0, uncounted: true, ..whole }.leaked(), 0);
+    }
+
+    #[test]
+    fn absurd_counts_are_as_many_as_can_be() {
+        let absurd = Frames { total: 10, queued: u64::MAX, free: u64::MAX, ..Frames::default() };
+        assert_eq!(absurd.leaked(), 10 - i64::MAX);
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl Drop for ShimCopy {
     }
 }
 
-/// Removes copies whose makers are gone.
+/// Removes copies whose makers are gone. One with this process's own pid was left by another that had it before.
 pub(crate) fn sweep_copies() {
     let own = nix::unistd::geteuid().as_raw();
     for entry in COPY_PLACES.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten() {
@@ -204,7 +204,7 @@ pub(crate) fn sweep_copies() {
             .and_then(|pid| pid.parse::<u32>().ok());
         let Some(pid) = pid else { continue };
         let ours = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
-        if ours && !Path::new(&format!("/proc/{pid}")).exists() {
+        if ours && (pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()) {
             let _ = fs::remove_file(entry.path().join(SHIM));
             let _ = fs::remove_dir(entry.path());
         }

@@ -49,11 +49,37 @@ pub(crate) struct Lease {
     pub(crate) owner: u64,
     pub(crate) umem: Umem,
     pub(crate) rings: Vec<Ring>,
-    /// Rings that the process knows already.
-    pub(crate) announced: usize,
+    /// The process knows the UMEM already.
+    pub(crate) umem_sent: bool,
+    /// It knows the rings below this number already.
+    pub(crate) announced: u32,
     /// Devices it knows already.
     pub(crate) devices: BTreeSet<u32>,
+    numbers: Numbers,
+}
+
+/// Numbers of rings, and with them their frames. None is given twice in a lease: the process may still use the frames of a
+/// ring that is gone.
+#[derive(Clone, Copy, Debug)]
+struct Numbers {
+    next: u32,
+    end: u32,
     per_ring: u32,
+}
+
+impl Numbers {
+    fn new(rings: u32) -> Self {
+        Self { next: 0, end: rings, per_ring: frames_per_ring(rings) }
+    }
+
+    /// The next ring's number and first frame.
+    fn take(&mut self) -> Option<(u32, u32)> {
+        let ring = self.next;
+        (ring < self.end).then(|| {
+            self.next += 1;
+            (ring, ring * self.per_ring)
+        })
+    }
 }
 
 /// What was found in a ring when the lease ended.
@@ -69,10 +95,11 @@ impl Lease {
     /// Makes the UMEM for `rings` rings.
     pub(crate) fn new(owner: u64, rings: u32) -> Result<Self, Error> {
         let rings = rings.clamp(1, hoist_ipc::page::RINGS as u32);
-        let per_ring = frames_per_ring(rings);
-        let umem = Umem::create(per_ring * rings, CHUNK, false)
+        let numbers = Numbers::new(rings);
+        let umem = Umem::create(numbers.per_ring * rings, CHUNK, false)
             .map_err(|cause| Error::Xsk { operation: "make the UMEM".into(), cause })?;
-        Ok(Self { owner, umem, rings: Vec::new(), announced: 0, devices: BTreeSet::new(), per_ring })
+        let (rings, devices) = (Vec::new(), BTreeSet::new());
+        Ok(Self { owner, umem, rings, umem_sent: false, announced: 0, devices, numbers })
     }
 
     pub(crate) fn has(&self, ifindex: u32) -> bool {
@@ -113,22 +140,21 @@ impl Lease {
         mode: Mode,
         first_of_device: usize,
     ) -> Result<(), Error> {
-        let ring = self.rings.len() as u32;
-        if (ring + 1) * self.per_ring > self.umem.frames() {
+        let Some((ring, first_frame)) = self.numbers.take() else {
             return Err(Error::Other(format!(
                 "{}: more receive queues than hoist has rings for",
                 device.name
             )));
-        }
+        };
         let info = RingInfo {
             ring,
             ifindex: device.ifindex,
             queue,
             rx_size: RX_SIZE,
             fill_size: FILL_SIZE,
-            first_frame: ring * self.per_ring,
-            frames: self.per_ring,
-            prefilled: self.per_ring / 2,
+            first_frame,
+            frames: self.numbers.per_ring,
+            prefilled: self.numbers.per_ring / 2,
         };
         let first = self.rings.get(first_of_device).map(|ring| &ring.socket);
         let made = bind(&self.umem, info, mode, first).map_err(|cause| Error::Xsk {
@@ -143,19 +169,23 @@ impl Lease {
     pub(crate) fn drop_device(&mut self, ifindex: u32) -> Vec<Ring> {
         let (gone, kept) = self.rings.drain(..).partition(|ring| ring.info.ifindex == ifindex);
         self.rings = kept;
-        self.announced = self.rings.len().min(self.announced);
+        self.devices.remove(&ifindex); // it may come back with another TAP
         gone
     }
 
     /// Gives packets that nobody took to the stack and counts the frames. Call it when nothing is lifted any more and a grace
-    /// period has passed.
+    /// period has passed. While the owner lives (`alive`) its rings are its own: it takes the rest out of them itself.
     pub(crate) fn end<'t>(
         self,
         page: &StatsPage,
+        alive: bool,
         tap: impl Fn(u32) -> Option<(&'t Tap, bool)>,
     ) -> Vec<Ended> {
-        let umem = &self.umem;
-        self.rings.iter().filter_map(|ring| ring.end(umem, page, tap(ring.info.ifindex)).ok()).collect()
+        let end = |ring: &Ring| match alive {
+            true => ring.leave(),
+            false => ring.end(&self.umem, page, tap(ring.info.ifindex)),
+        };
+        self.rings.iter().filter_map(|ring| end(ring).ok()).collect()
     }
 }
 
@@ -193,6 +223,12 @@ impl Ring {
         }
     }
 
+    /// To its owner, uncounted.
+    fn leave(&self) -> Result<Ended, hoist_xsk::Error> {
+        let frames = Frames { uncounted: true, ..Frames::default() };
+        Ok(Ended { info: self.info, frames, statistics: self.socket.statistics()?, rode: 0 })
+    }
+
     fn end(
         &self,
         umem: &Umem,
@@ -226,6 +262,15 @@ fn ride_leftovers(rx: &mut RxRing, umem: &Umem, tap: &Tap, partial: bool) -> u64
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ring_numbers_and_frames_are_given_once_and_end_with_the_memory() {
+        let mut numbers = Numbers::new(20);
+        let given: Vec<_> = std::iter::from_fn(|| numbers.take()).collect();
+        let expected: Vec<_> = (0..20).map(|ring| (ring, ring * frames_per_ring(20))).collect();
+        assert_eq!(given, expected);
+        assert_eq!(numbers.take(), None);
+    }
 
     #[test]
     fn many_rings_share_the_memory_and_every_ring_keeps_a_minimum() {

@@ -3,8 +3,10 @@
 use crate::{
     abi::Verdict,
     endpoint::Endpoint,
+    requests::hung_up,
     rules::{Key, Membership, Want},
     status::{ClosedStatus, SocketStatus, Traffic},
+    sys,
 };
 use hoist_ipc::{
     Reason,
@@ -12,7 +14,7 @@ use hoist_ipc::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -102,6 +104,11 @@ impl Channel {
             self.groups.remove(&cookie);
         }
         !join || known < GROUPS
+    }
+
+    /// The process may still use its rings.
+    pub(crate) fn alive(&self) -> bool {
+        !hung_up(self.socket.as_fd()) && !sys::shows(self.pidfd.as_fd(), libc::POLLIN)
     }
 
     /// What a socket wants, its groups included.

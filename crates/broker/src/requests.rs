@@ -17,7 +17,7 @@ use hoist_ipc::{
     MAX_MESSAGE, Reason, Reply, Request, VERSION,
     page::{Mapped, StatsPage},
 };
-use hoist_sys::{Errno, MAX_FDS, recv_with_fds, send_with_fds};
+use hoist_sys::{Errno, recv_each_fd, try_send_with_fds};
 use std::{
     collections::{BTreeSet, HashSet},
     fs,
@@ -30,24 +30,25 @@ const TURN: usize = 32;
 /// Slot in the answer to a socket that could have none.
 const NO_SLOT: u32 = u32::MAX;
 
-type Fds = [Option<OwnedFd>; MAX_FDS];
+type Fds = Vec<OwnedFd>;
 
 impl Broker {
     /// A message on the inherited socket: a process says Hello.
     pub(crate) fn accept(&mut self) {
         for _ in 0..TURN {
             let mut bytes = [0; MAX_MESSAGE];
-            match recv_with_fds(self.inherited.as_fd(), &mut bytes, libc::MSG_DONTWAIT) {
-                Ok((0, _)) if hung_up(self.inherited.as_fd()) => return self.stop_accepting(),
-                Ok((len, fds)) => self.hello(&bytes[..len], fds),
-                Err(Errno(libc::EMSGSIZE)) => {}
+            let mut fds = Fds::new();
+            match receive(self.inherited.as_fd(), &mut bytes, &mut fds) {
+                Ok(0) if shut(self.inherited.as_fd()) => return self.stop_accepting(),
+                Ok(len) => self.hello(&bytes[..len], fds),
+                Err(Errno(libc::EMSGSIZE)) => self.dispose(fds),
                 Err(_) => return,
             }
         }
     }
 
     fn hello(&mut self, bytes: &[u8], mut fds: Fds) {
-        let Some(socket) = fds[0].take() else {
+        let Some(socket) = first(&mut fds) else {
             return self.say(
                 "a process said Hello without a socket: raise the limit of open files (ulimit -n)?".into(),
             );
@@ -57,6 +58,7 @@ impl Broker {
                 Ok(()) if version == VERSION => self.welcome(socket),
                 Ok(()) => {
                     let _ = reply(socket.as_fd(), &Reply::Refused { errno: libc::EPROTO as u32 }, &[]);
+                    self.disposal.close(socket);
                     Err(Error::Other(format!("the shim speaks version {version}, hoist version {VERSION}")))
                 }
                 Err(error) => {
@@ -97,15 +99,16 @@ impl Broker {
     pub(crate) fn serve(&mut self, id: u64) {
         for _ in 0..TURN {
             let Some(channel) = self.channels.get(&id) else { return };
-            let mut bytes = [0; MAX_MESSAGE];
-            let served = match recv_with_fds(channel.socket.as_fd(), &mut bytes, libc::MSG_DONTWAIT) {
+            let (mut bytes, mut fds) = ([0; MAX_MESSAGE], Fds::new());
+            let served = match receive(channel.socket.as_fd(), &mut bytes, &mut fds) {
                 Err(Errno(libc::EAGAIN)) => return,
                 // A message may be empty, too: only a hang-up is the end.
-                Ok((0, _)) if hung_up(channel.socket.as_fd()) => return self.close_channel(id),
+                Ok(0) if shut(channel.socket.as_fd()) => return self.close_channel(id),
                 Err(Errno(libc::ECONNRESET)) => return self.close_channel(id),
-                Ok((len, fds)) => self.request(id, &bytes[..len], fds),
+                Ok(len) => self.answer(id, &bytes[..len], &mut fds),
                 Err(errno) => Err(Error::Other(format!("receive a request: {errno}"))),
             };
+            self.dispose(fds);
             if let Err(error) = served {
                 let pid = self.channels.get(&id).map_or(0, |c| c.pid);
                 self.say(format!("process {pid} is not served any more: {error}"));
@@ -115,13 +118,7 @@ impl Broker {
     }
 
     fn dispose(&mut self, fds: Fds) {
-        fds.into_iter().flatten().for_each(|fd| self.disposal.close(fd));
-    }
-
-    fn request(&mut self, id: u64, bytes: &[u8], mut fds: Fds) -> Result<(), Error> {
-        let answered = self.answer(id, bytes, &mut fds);
-        self.dispose(fds);
-        answered
+        fds.into_iter().for_each(|fd| self.disposal.close(fd));
     }
 
     fn answer(&mut self, id: u64, bytes: &[u8], fds: &mut Fds) -> Result<(), Error> {
@@ -129,9 +126,7 @@ impl Broker {
             Request::decode(bytes).map_err(|e| Error::Other(format!("a request made no sense: {e}")))?;
         let answer = match request {
             Request::Hello { .. } => return Err(Error::Other("it said Hello twice".into())),
-            Request::Register { cookie, timestamps } => {
-                self.register(id, cookie, timestamps, fds[0].take())?
-            }
+            Request::Register { cookie, timestamps } => self.register(id, cookie, timestamps, first(fds))?,
             Request::Unregister { cookie } => {
                 self.forget(id, cookie);
                 Reply::Done
@@ -163,7 +158,10 @@ impl Broker {
         let Some(fd) = fd else { return refused(libc::EBADF) };
         let endpoint = match Endpoint::examine(fd.as_fd(), self.netns) {
             Ok(endpoint) if endpoint.cookie == cookie => endpoint,
-            Ok(_) => return refused(libc::EINVAL),
+            Ok(_) => {
+                self.disposal.close(fd);
+                return refused(libc::EINVAL);
+            }
             Err(error) => {
                 self.disposal.close(fd);
                 return refused(error.raw_os_error().unwrap_or(libc::EIO));
@@ -326,12 +324,12 @@ impl Broker {
     /// Sends what the process does not know yet: UMEM, devices, rings.
     fn announce(&mut self, id: u64) -> Result<(), Error> {
         let Some(lease) = &self.lease else { return Ok(()) };
-        if lease.announced == 0 {
+        if !lease.umem_sent {
             let umem = Reply::Umem { frames: lease.umem.frames(), chunk: CHUNK.bytes() };
             self.reply(id, &umem, &[lease.umem.fd()])?;
         }
         let mut devices = lease.devices.clone();
-        for ring in &lease.rings[lease.announced..] {
+        for ring in lease.rings.iter().filter(|ring| ring.info.ring >= lease.announced) {
             let ifindex = ring.info.ifindex;
             let Some(steered) = self.steered.get(&ifindex) else { continue };
             if devices.insert(ifindex) {
@@ -342,7 +340,8 @@ impl Broker {
         }
         if let Some(lease) = &mut self.lease {
             lease.devices = devices;
-            lease.announced = lease.rings.len();
+            lease.umem_sent = true;
+            lease.announced = lease.rings.last().map_or(lease.announced, |ring| ring.info.ring + 1);
         }
         Ok(())
     }
@@ -358,15 +357,19 @@ impl Broker {
         }
     }
 
-    /// Stops lifting a socket and notes why.
+    /// Stops lifting a socket and notes why; the first reason stands.
     pub(crate) fn refuse(&mut self, id: u64, cookie: u64, reason: Reason) {
         self.withdraw(id, cookie);
-        if let Some(socket) = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie)) {
+        let socket = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie));
+        if let Some(socket) = socket.filter(|socket| socket.verdict == Reason::Lifted) {
             socket.verdict = reason;
         }
     }
 
     fn demote(&mut self, id: u64, cookie: u64, reason: Reason) -> Reply {
+        if reason == Reason::Lifted {
+            return Reply::Refused { errno: libc::EINVAL as u32 };
+        }
         let all = || self.channels.get(&id).map(|c| c.sockets.keys().copied().collect()).unwrap_or_default();
         let cookies: Vec<u64> = if cookie == 0 { all() } else { vec![cookie] };
         for cookie in cookies {
@@ -450,13 +453,26 @@ fn check_channel(socket: BorrowedFd<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn reply(socket: BorrowedFd<'_>, message: &Reply, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    send_with_fds(socket, message.encode().as_ref(), fds)
+/// Receives a message and whatever descriptors come with it: who sent them decides how long their last close takes.
+fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Fds) -> Result<usize, Errno> {
+    recv_each_fd(socket, bytes, libc::MSG_DONTWAIT, |fd| fds.push(fd))
 }
 
-fn hung_up(socket: BorrowedFd<'_>) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut fds = [PollFd::new(socket, PollFlags::empty())];
-    let polled = poll(&mut fds, PollTimeout::ZERO);
-    polled.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+fn first(fds: &mut Fds) -> Option<OwnedFd> {
+    (!fds.is_empty()).then(|| fds.remove(0))
+}
+
+/// Never waits: a process that leaves its answers unread is not served any more.
+fn reply(socket: BorrowedFd<'_>, message: &Reply, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    try_send_with_fds(socket, message.encode().as_ref(), fds)
+}
+
+/// Nobody has the other end any more.
+pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    sys::shows(socket, libc::POLLHUP)
+}
+
+/// Nothing more will come: the other end is gone, or shut for sending (shutdown(2)).
+fn shut(socket: BorrowedFd<'_>) -> bool {
+    sys::shows(socket, libc::POLLHUP | libc::POLLRDHUP)
 }

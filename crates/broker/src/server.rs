@@ -336,6 +336,7 @@ impl Broker {
         let _ = self.poll.delete(&channel.socket);
         let _ = self.poll.delete(&channel.pidfd);
         let past = ProcessStatus { ended: true, ..process_status(&channel, false) };
+        self.disposal.close(channel.socket); // with whatever descriptors wait in it
         self.past_processes.push_back(past);
         if self.past_processes.len() > PAST_PROCESSES {
             self.past_processes.pop_front();
@@ -358,21 +359,21 @@ impl Broker {
         let Some(channel) = self.channels.get(&lease.owner) else { return };
         let taps = |ifindex| self.steered.get(&ifindex).map(|s| (&s.tap, s.partial_checksum));
         let page = &channel.page;
-        let ended = lease.end(page, taps);
+        let ended = lease.end(page, channel.alive(), taps);
         let counts: Vec<_> = ended
             .iter()
             .map(|e| self.ring_status(page, e.info.ring, e.info.ifindex, e.info.queue, e.statistics))
             .collect();
         self.leases_ended += 1;
         for (ended, mut count) in ended.into_iter().zip(counts) {
-            count.rode += ended.rode;
+            count.rode = count.rode.saturating_add(ended.rode);
             self.keep_ring(&ended, &count);
         }
     }
 
     fn keep_ring(&mut self, ended: &Ended, count: &RingStatus) {
         let leaked = ended.frames.leaked();
-        self.leaked_frames += leaked;
+        self.leaked_frames = self.leaked_frames.saturating_add(leaked);
         if leaked != 0 {
             let text = format!(
                 "{} queue {}: {leaked} frames unaccounted for: {:?}",

@@ -129,7 +129,7 @@ impl Traffic {
             (&mut self.rode, other.rode),
         ];
         for (sum, value) in fields {
-            *sum = sum.wrapping_add(value);
+            *sum = sum.saturating_add(value);
         }
     }
 }
@@ -219,7 +219,7 @@ impl RingStatus {
             (&mut self.wakeups, other.wakeups),
         ];
         for (sum, value) in fields {
-            *sum = sum.wrapping_add(value);
+            *sum = sum.saturating_add(value);
         }
     }
 }

@@ -153,6 +153,13 @@ pub(crate) fn peer(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((words[0], words[1]))
 }
 
+/// Whether poll(2) shows one of `events` now. nix does not know POLLRDHUP.
+pub(crate) fn shows(fd: BorrowedFd<'_>, events: i16) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one entry that lives across the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 && poll.revents & events != 0 }
+}
+
 /// A descriptor that becomes readable when the process ends.
 pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.

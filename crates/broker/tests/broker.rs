@@ -664,3 +664,66 @@ fn a_device_with_a_foreign_xdp_program_is_left_alone() {
         assert_eq!(a.datagram().0, b"first");
     });
 }
+
+#[test]
+fn the_first_reason_stands_and_a_program_lifts_nothing_by_demotion() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(Config { udp: Ports::Some(vec![5000..=5000]), ..config() });
+        let mut program = rig.hello();
+        let unselected = bound(tb.host().v4(), 6000);
+        assert_eq!(rig.register(&mut program, &unselected), Reason::NotSelected);
+        let demote = |reason| Request::Demote { cookie: cookie(&unselected), reason };
+        let refused = Reply::Refused { errno: libc::EINVAL as u32 };
+        assert_eq!(rig.ask(&mut program, demote(Reason::Lifted), &[]), refused);
+        rig.done(&mut program, demote(Reason::Forked));
+        assert_eq!(rig.status().sockets[0].reason, "not-selected");
+    });
+}
+
+#[test]
+fn a_living_owner_whose_channel_is_closed_reads_its_rings_to_the_end() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let socket = bound(tb.host().v4(), 5000);
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        send(tb, tb.host().v4(), 5000, b"mine");
+        rig.until(|broker| broker.status().devices[0].lifted_packets == 1);
+        send_with_fds(program.channel.as_fd(), b"garbage", &[]).unwrap();
+        rig.until(|broker| broker.status().leases_ended == 1);
+        assert_eq!(program.datagram().0, b"mine");
+        assert_eq!(rig.status().leaked_frames, 0);
+    });
+}
+
+#[test]
+fn an_inherited_socket_that_was_shut_for_sending_does_not_keep_the_broker_busy() {
+    on_host(1500, |_| {
+        let mut rig = Rig::new(config());
+        nix::sys::socket::shutdown(rig.inherited.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+        rig.until(|broker| !wait(broker.as_fd(), PollFlags::POLLIN, Duration::ZERO));
+    });
+}
+
+#[test]
+fn a_process_that_clears_o_nonblock_and_reads_nothing_does_not_stop_the_broker() {
+    on_host(1500, |tb| {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let mut rig = Rig::new(config());
+        let mut good = rig.hello();
+        let (ours, theirs) = pair();
+        let hello = Request::Hello { version: VERSION }.encode();
+        send_with_fds(rig.inherited.as_fd(), hello.as_ref(), &[theirs.as_fd()]).unwrap();
+        rig.until(|_| wait(ours.as_fd(), PollFlags::POLLIN, Duration::ZERO));
+        fcntl(&theirs, FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
+        let request = Request::Unregister { cookie: 1 }.encode();
+        let stuck = |broker: &Broker| broker.status().messages.iter().any(|m| m.contains("answer a request"));
+        while !stuck(&rig.broker) {
+            if wait(ours.as_fd(), PollFlags::POLLOUT, Duration::ZERO) {
+                send_with_fds(ours.as_fd(), request.as_ref(), &[]).unwrap();
+            }
+            rig.broker.dispatch().unwrap();
+        }
+        assert_eq!(rig.register(&mut good, &bound(tb.host().v4(), 5000)), Reason::Lifted);
+    });
+}

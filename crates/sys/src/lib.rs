@@ -9,7 +9,7 @@ mod fds;
 #[allow(unsafe_code)]
 mod raw;
 
-pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
+pub use fds::{MAX_FDS, recv_each_fd, recv_with_fds, send_with_fds, try_send_with_fds};
 pub use raw::syscall;
 
 /// An `errno` value, always positive.

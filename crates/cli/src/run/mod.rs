@@ -141,8 +141,7 @@ fn cannot_start(program: &Path, error: &io::Error) -> ExitCode {
 
 fn report(args: &Args, status: &Status) -> Result<()> {
     if args.stats {
-        let text = render::text(status);
-        io::stderr().write_all(text.as_bytes()).context("print the statistics")?;
+        print(&render::text(status));
     }
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(status)? + "\n";
@@ -153,8 +152,12 @@ fn report(args: &Args, status: &Status) -> Result<()> {
 
 /// One line to stderr.
 fn say(text: &str) {
-    // Nobody may be listening: that ends no run.
-    let _ = writeln!(io::stderr(), "hoist: {text}");
+    print(&format!("hoist: {text}\n"));
+}
+
+/// To stderr, if anybody listens: that nobody does ends no run and changes no exit status.
+fn print(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn ports(text: &str) -> Result<Ports, String> {

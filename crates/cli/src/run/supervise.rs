@@ -1,6 +1,6 @@
 //! Waiting for the program while the broker serves it.
 
-use super::say;
+use super::{print, say};
 use crate::status::render;
 use anyhow::{Context, Result};
 use hoist_broker::{Broker, launch::Launched};
@@ -90,8 +90,8 @@ impl Program {
             Signal::SIGCHLD => {
                 self.ended = self.ended.or(self.launched.child.try_wait().context("wait for the program")?)
             }
-            Signal::SIGUSR1 => eprint!("{}", render::text(&broker.status())),
-            _ if self.ended.is_some() => self.dismissed = signal != Signal::SIGWINCH,
+            Signal::SIGUSR1 => print(&render::text(&broker.status())),
+            _ if self.ended.is_some() => self.dismissed |= signal != Signal::SIGWINCH,
             _ if info.ssi_code == SI_KERNEL => {}
             _ => self.send(signal),
         }

@@ -26,7 +26,7 @@ fn write(out: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(out, "  … and {} more sockets (--json has all)", status.sockets.len() - SOCKETS)?;
     }
     status.closed.iter().take(SOCKETS).try_for_each(|closed| write_closed(out, closed))?;
-    let unlisted: u64 = status.processes.iter().map(|p| p.unregistered_packets).sum();
+    let unlisted = status.processes.iter().fold(0, |sum: u64, p| sum.saturating_add(p.unregistered_packets));
     if unlisted > 0 {
         writeln!(out, "  passed {unlisted} to sockets that are not listed (young or unregistered)")?;
     }
@@ -103,6 +103,7 @@ fn write_reasons(out: &mut String, status: &Status) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hoist_broker::status::ProcessStatus;
 
     #[test]
     fn a_socket_that_is_not_lifted_is_shown_with_its_reason_and_the_sentence() {
@@ -119,6 +120,13 @@ mod tests {
         let expected = "run 6: knotd\n  socket 10.0.0.1:53, process 7: passed (port-shared): \
                         lifted 0 (0 bytes), passed 0 (0 bytes)\n  port-shared: another process\n";
         assert_eq!(text(&status), expected);
+    }
+
+    #[test]
+    fn a_process_may_claim_any_count() {
+        let process = ProcessStatus { unregistered_packets: u64::MAX, ..ProcessStatus::default() };
+        let status = Status { processes: vec![process.clone(), process], ..Status::default() };
+        assert!(text(&status).contains(&format!("passed {} to sockets", u64::MAX)));
     }
 
     #[test]
