@@ -12,7 +12,8 @@ use std::{
 pub fn compile(name: &str) {
     let bpf = bpf_dir();
     let source = bpf.join(format!("{name}.bpf.c"));
-    let object = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(format!("{name}.bpf.o"));
+    let object =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(format!("{name}.bpf.o"));
     println!("cargo::rerun-if-changed={}", source.display());
     println!("cargo::rerun-if-changed={}", bpf.join("hoist.h").display());
     println!("cargo::rerun-if-env-changed=CLANG");
