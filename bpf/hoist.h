@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What BPF programs and user space agree on. The Rust mirror (crates/broker/src/steer.rs) asserts
+ * What BPF programs and user space agree on. The Rust mirror (crates/broker/src/abi.rs) asserts
  * every size and offset.
  */
 #ifndef HOIST_H
@@ -55,7 +55,7 @@ struct lift_rule {
 struct lift_key {
 	__u8 address[16];
 	__be16 port;
-	__u16 vlan; /* id of the VLAN device that owns the address and tag the packet must carry; 0: none */
+	__u16 zero;
 };
 
 struct flow_key {

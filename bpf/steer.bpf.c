@@ -149,7 +149,6 @@ int steer(struct xdp_md *ctx)
 	struct lift_rule *rule;
 	__u64 len = end - data;
 	void *ip = eth + 1;
-	__be16 proto;
 	int verdict;
 
 	if (ip > end)
@@ -159,21 +158,11 @@ int steer(struct xdp_md *ctx)
 		eth->h_source[0] &= ~1;
 		return count(STEER_RODE, 0);
 	}
-	proto = eth->h_proto;
-	if (proto == bpf_htons(ETH_P_8021Q)) {
-		__be16 *tag = ip;
-
-		if ((void *)(tag + 2) > end)
-			return count(STEER_TRUNCATED, 0);
-		key.vlan = bpf_ntohs(tag[0]) & 0xfff;
-		proto = tag[1];
-		ip = tag + 2;
-	}
-	if (proto == bpf_htons(ETH_P_IP))
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
 		verdict = ipv4_verdict(ip, end, &flow);
-	else if (proto == bpf_htons(ETH_P_IPV6))
+	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
 		verdict = ipv6_verdict(ip, end, &flow);
-	else if (proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD))
+	else if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD))
 		verdict = STEER_VLAN;
 	else
 		verdict = STEER_NOT_IP;
@@ -186,7 +175,7 @@ int steer(struct xdp_md *ctx)
 	key.port = flow.destination_port;
 	rule = bpf_map_lookup_elem(&lift, &key);
 	if (!rule)
-		return count(key.vlan ? STEER_VLAN : STEER_ADDRESS, 0);
+		return count(STEER_ADDRESS, 0);
 	if ((rule->flags & LIFT_ADMIT_FLOW) && !bpf_map_lookup_elem(&admitted, &flow))
 		return count(STEER_UNADMITTED, 0);
 	if (!bpf_map_lookup_elem(&xsks, &queue))

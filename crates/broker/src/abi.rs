@@ -27,7 +27,7 @@ pub struct Counter {
 pub(crate) struct LiftKey {
     address: [u8; 16],
     port: [u8; 2],
-    vlan: u16,
+    zero: u16,
 }
 
 /// `struct flow_key`.
@@ -51,7 +51,7 @@ pub(crate) struct SteerDevice {
 
 const _: () = {
     assert!(size_of::<Counter>() == 16 && offset_of!(Counter, bytes) == 8);
-    assert!(size_of::<LiftKey>() == 20 && offset_of!(LiftKey, port) == 16 && offset_of!(LiftKey, vlan) == 18);
+    assert!(size_of::<LiftKey>() == 20 && offset_of!(LiftKey, port) == 16 && offset_of!(LiftKey, zero) == 18);
     assert!(size_of::<FlowKey>() == 36 && offset_of!(FlowKey, source_port) == 32);
     assert!(size_of::<SteerDevice>() == 12 && offset_of!(SteerDevice, max_frame) == 8);
 };
@@ -66,8 +66,8 @@ unsafe impl aya::Pod for FlowKey {}
 unsafe impl aya::Pod for SteerDevice {}
 
 impl From<Key> for LiftKey {
-    fn from(Key { address, port, vlan }: Key) -> Self {
-        Self { address: mapped(address), port: port.to_be_bytes(), vlan }
+    fn from(Key { address, port }: Key) -> Self {
+        Self { address: mapped(address), port: port.to_be_bytes(), zero: 0 }
     }
 }
 
@@ -129,7 +129,7 @@ verdicts! {
     TooLong "too-long";
     /// From an address that no datagram may come from.
     Source "source";
-    /// A tag that belongs to no VLAN device with this address, or more than one tag.
+    /// A VLAN tag.
     Vlan "vlan";
     /// For an address that no socket of the run has.
     Address "address";

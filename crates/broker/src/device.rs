@@ -3,9 +3,7 @@
 use crate::{error::Error, netlink::Route, sys};
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
-    link::{
-        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-    },
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
 };
 use std::{
     collections::BTreeMap,
@@ -17,10 +15,6 @@ use std::{
 pub struct Address {
     /// Unicast or broadcast.
     pub ip: IpAddr,
-    /// Tag that packets to it carry; 0: none.
-    pub vlan: u16,
-    /// The device that owns it: this one, or a VLAN device above it.
-    pub owner: u32,
     /// A broadcast address.
     pub broadcast: bool,
 }
@@ -46,36 +40,26 @@ pub struct Device {
     pub foreign: bool,
     /// Index of the bridge, bond or other master that takes its packets.
     pub master: Option<u32>,
-    /// For a VLAN device: the device below and the 802.1Q id.
-    pub vlan: Option<(u32, u16)>,
     /// Id of the XDP program attached.
     pub xdp_program: Option<u32>,
-    /// Addresses reached through it, VLAN devices above included.
+    /// Its addresses.
     pub addresses: Vec<Address>,
 }
 
 impl Device {
     /// Why packets cannot be lifted from this device, if so.
     pub fn unfit(&self) -> Option<String> {
-        const VIRTUAL: [&str; 6] = ["tun", "bridge", "bond", "team", "vrf", "dummy"];
+        const VIRTUAL: [&str; 7] = ["tun", "bridge", "bond", "team", "vrf", "dummy", "vlan"];
         if self.foreign {
             return Some("not an Ethernet device".into());
         }
         if VIRTUAL.contains(&self.kind.as_str()) {
             return Some(format!("a {} device has no receive ring", self.kind));
         }
-        if self.vlan.is_some() {
-            return Some("a VLAN device: its packets are lifted from the device below".into());
-        }
         if let Some(master) = self.master {
             return Some(format!("its packets belong to the bridge or bond above it (interface {master})"));
         }
         (!self.up).then(|| "it is down".into())
-    }
-
-    /// Whether this is device `ifindex` or a VLAN device above it is.
-    pub fn carries(&self, ifindex: u32, inventory: &Inventory) -> bool {
-        self.ifindex == ifindex || inventory.vlan_of(ifindex).is_some_and(|(lower, _)| lower == self.ifindex)
     }
 }
 
@@ -96,15 +80,8 @@ impl Inventory {
         let mut devices: BTreeMap<u32, Device> =
             links.iter().map(|link| (link.header.index, device(link))).collect();
         for message in addresses {
-            let owner = message.header.index;
-            let (lower, vlan) = devices.get(&owner).and_then(|d| d.vlan).unwrap_or((owner, 0));
-            if let Some(device) = devices.get_mut(&lower) {
-                device.addresses.extend(ips(message).map(|(ip, broadcast)| Address {
-                    ip,
-                    vlan,
-                    owner,
-                    broadcast,
-                }));
+            if let Some(device) = devices.get_mut(&message.header.index) {
+                device.addresses.extend(ips(message).map(|(ip, broadcast)| Address { ip, broadcast }));
             }
         }
         for device in devices.values_mut() {
@@ -117,37 +94,20 @@ impl Inventory {
 
     /// Devices from which packets may be lifted: all that are fit, or those of `only` that are.
     pub fn candidates<'a>(&'a self, only: &'a [String]) -> impl Iterator<Item = &'a Device> {
-        let chosen = move |device: &&Device| {
-            only.is_empty() || only.iter().any(|name| self.below(name) == Some(device.ifindex))
-        };
+        let chosen = move |device: &&Device| only.is_empty() || only.contains(&device.name);
         self.0.values().filter(|device| device.unfit().is_none()).filter(chosen)
-    }
-
-    /// Index of the device `name`, or of the one below if it is a VLAN device.
-    fn below(&self, name: &str) -> Option<u32> {
-        let device = self.0.values().find(|device| device.name == name)?;
-        Some(device.vlan.map_or(device.ifindex, |(lower, _)| lower))
     }
 
     /// Device by name.
     pub fn named(&self, name: &str) -> Option<&Device> {
         self.0.values().find(|device| device.name == name)
     }
-
-    fn vlan_of(&self, ifindex: u32) -> Option<(u32, u16)> {
-        self.0.get(&ifindex)?.vlan
-    }
-
-    /// The tag of packets that arrive on `ifindex`, 0 for none.
-    pub fn tag_of(&self, ifindex: u32) -> u16 {
-        self.vlan_of(ifindex).map_or(0, |(_, id)| id)
-    }
 }
 
 /// 255.255.255.255 wherever there is an IPv4 address.
 fn limited_broadcasts(addresses: &[Address]) -> Vec<Address> {
     let v4 = addresses.iter().filter(|a| a.ip.is_ipv4());
-    v4.map(|a| Address { ip: Ipv4Addr::BROADCAST.into(), broadcast: true, ..*a }).collect()
+    v4.map(|_| Address { ip: Ipv4Addr::BROADCAST.into(), broadcast: true }).collect()
 }
 
 fn ips(message: &AddressMessage) -> impl Iterator<Item = (IpAddr, bool)> + '_ {
@@ -178,11 +138,9 @@ fn device(link: &LinkMessage) -> Device {
         up: link.header.flags.contains(LinkFlags::Up),
         foreign: link.header.link_layer_type != LinkLayerType::Ether,
         master: None,
-        vlan: None,
         xdp_program: None,
         addresses: Vec::new(),
     };
-    let (mut lower, mut id) = (None, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
@@ -190,21 +148,17 @@ fn device(link: &LinkMessage) -> Device {
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
             LinkAttribute::NumRxQueues(queues) => device.max_rx_queues = (*queues).max(1),
             LinkAttribute::Controller(master) => device.master = Some(*master),
-            LinkAttribute::Link(index) => lower = Some(*index),
             LinkAttribute::Xdp(xdp) => device.xdp_program = xdp.iter().find_map(program_id),
             LinkAttribute::LinkInfo(info) => {
                 for info in info {
-                    match info {
-                        LinkInfo::Kind(kind) => device.kind = kind_name(kind),
-                        LinkInfo::Data(InfoData::Vlan(vlan)) => id = vlan.iter().find_map(vlan_id),
-                        _ => {}
+                    if let LinkInfo::Kind(kind) = info {
+                        device.kind = kind_name(kind);
                     }
                 }
             }
             _ => {}
         }
     }
-    device.vlan = lower.zip(id);
     device
 }
 
@@ -212,13 +166,6 @@ fn kind_name(kind: &InfoKind) -> String {
     match kind {
         InfoKind::Other(name) => name.clone(),
         known => known.to_string(),
-    }
-}
-
-fn vlan_id(info: &InfoVlan) -> Option<u16> {
-    match info {
-        InfoVlan::Id(id) => Some(*id),
-        _ => None,
     }
 }
 
@@ -256,28 +203,25 @@ mod tests {
         message
     }
 
-    fn vlan(lower: u32, id: u16) -> Vec<LinkAttribute> {
-        let info =
-            vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(id)]))];
-        vec![LinkAttribute::Link(lower), LinkAttribute::LinkInfo(info)]
+    fn vlan(lower: u32) -> Vec<LinkAttribute> {
+        vec![LinkAttribute::Link(lower), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)])]
     }
 
     #[test]
-    fn addresses_of_a_vlan_device_belong_to_the_device_below_with_their_tag() {
-        let links = [link(2, "eth0", vec![]), link(3, "eth0.7", vlan(2, 7))];
+    fn addresses_of_a_vlan_device_are_its_own_and_it_is_no_candidate() {
+        let links = [link(2, "eth0", vec![]), link(3, "eth0.7", vlan(2))];
         let ip: IpAddr = "10.0.0.1".parse().unwrap();
         let broadcast = AddressAttribute::Broadcast("10.0.0.255".parse().unwrap());
         let addresses = [address(3, vec![AddressAttribute::Local(ip), broadcast])];
         let inventory = Inventory::of(&links, &addresses);
-        let found: Vec<_> =
-            inventory.0[&2].addresses.iter().map(|a| (a.ip.to_string(), a.vlan, a.owner)).collect();
-        let expected = ["10.0.0.1", "10.0.0.255", "255.255.255.255"].map(|ip| (ip.to_string(), 7, 3));
-        assert_eq!(found, expected);
-        assert!(inventory.0[&2].carries(3, &inventory));
+        let found: Vec<_> = inventory.0[&3].addresses.iter().map(|a| a.ip.to_string()).collect();
+        assert_eq!(found, ["10.0.0.1", "10.0.0.255", "255.255.255.255"]);
+        assert!(inventory.0[&2].addresses.is_empty());
+        assert!(inventory.0[&3].unfit().is_some_and(|why| why.contains("vlan")));
         let names = |only: &[String]| inventory.candidates(only).map(|d| d.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&[]), ["eth0"]);
-        assert_eq!(names(&["eth0.7".into()]), ["eth0"]);
-        assert!(names(&["eth1".into()]).is_empty());
+        assert_eq!(names(&["eth0".into()]), ["eth0"]);
+        assert!(names(&["eth0.7".into()]).is_empty());
     }
 
     #[test]

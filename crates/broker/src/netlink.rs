@@ -39,8 +39,18 @@ impl Route {
         Ok(replies.context("list the addresses (RTM_GETADDR)")?.into_iter().filter_map(address).collect())
     }
 
+    /// Removes a device; one that is gone already is as good.
+    pub(crate) fn remove(&self, ifindex: u32) -> Result<(), Error> {
+        let mut link = LinkMessage::default();
+        link.header.index = ifindex;
+        match request(&self.0, RouteNetlinkMessage::DelLink(link)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            other => other.context("remove a TAP that was left behind (RTM_DELLINK)"),
+        }
+    }
+
     /// Sets a device up that never speaks for itself: no IPv6 address, an MTU that takes any frame.
-    pub(crate) fn set_up_silently(&self, ifindex: u32, mtu: u32) -> Result<(), Error> {
+    pub(crate) fn set_up_silently(&self, ifindex: u32, mtu: u32, alias: &str) -> Result<(), Error> {
         let mut quiet = LinkMessage::default();
         quiet.header.index = ifindex;
         let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
@@ -55,6 +65,7 @@ impl Route {
         }
         let mut up = LinkMessage::default();
         up.header.index = ifindex;
+        up.attributes = vec![LinkAttribute::IfAlias(alias.into())];
         up.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
         up.header.flags = LinkFlags::Up | LinkFlags::Noarp;
         set(up).context("set a TAP up (RTM_SETLINK)")

@@ -8,7 +8,7 @@ use crate::{
     error::Context,
     lease::{CHUNK, Lease},
     registry::{Channel, Registered},
-    rules::{Membership, expand},
+    rules::{Key, Membership, expand},
     server::{Ports, YOUNG, rings_of},
     sock_diag::Entry,
     sys,
@@ -265,7 +265,7 @@ impl Broker {
         let want = endpoint.want();
         let any = want.local.is_unspecified() || want.local.is_multicast();
         let carries = |device: &&Device| {
-            let bound = endpoint.ifindex == 0 || device.carries(endpoint.ifindex, &self.inventory);
+            let bound = endpoint.ifindex == 0 || endpoint.ifindex == device.ifindex;
             bound && (any || device.addresses.iter().any(|a| want.takes(a.ip)))
         };
         self.inventory.candidates(&self.config.devices).filter(carries).cloned().collect()
@@ -402,7 +402,10 @@ impl Broker {
         if socket.endpoint.local.port() != to.port() {
             return;
         }
-        let devices: BTreeSet<u32> = socket.keys.iter().map(|(device, _)| *device).collect();
+        // Only to addresses at which this very socket is lifted.
+        let own = |key: &Key| key.address == to.ip().to_canonical();
+        let devices: BTreeSet<u32> =
+            socket.keys.iter().filter(|(_, key)| own(key)).map(|(device, _)| *device).collect();
         for device in devices {
             let Some(steered) = self.steered.get_mut(&device) else { continue };
             if let Err(error) = steered.steer.admit(from, to) {

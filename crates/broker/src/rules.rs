@@ -40,24 +40,12 @@ pub struct Place {
     pub ifindex: u32,
     /// Addresses it receives for.
     pub addresses: Vec<Address>,
-    /// VLAN devices above it: index and id.
-    pub vlans: Vec<(u32, u16)>,
 }
 
 impl Place {
     /// What rules need to know of `device`.
-    pub fn of(device: &Device, all: &BTreeMap<u32, Device>) -> Self {
-        let above =
-            |d: &Device| d.vlan.filter(|&(lower, _)| lower == device.ifindex).map(|(_, id)| (d.ifindex, id));
-        let vlans = all.values().filter_map(above).collect();
-        Self { ifindex: device.ifindex, addresses: device.addresses.clone(), vlans }
-    }
-
-    /// Tags under which packets for device `ifindex` (0: any) arrive here.
-    fn tags(&self, ifindex: u32) -> Vec<u16> {
-        let own = [(self.ifindex, 0)];
-        let all = own.iter().chain(&self.vlans);
-        all.filter(|(index, _)| ifindex == 0 || *index == ifindex).map(|(_, id)| *id).collect()
+    pub fn of(device: &Device) -> Self {
+        Self { ifindex: device.ifindex, addresses: device.addresses.clone() }
     }
 }
 
@@ -68,23 +56,20 @@ pub struct Key {
     pub address: IpAddr,
     /// Destination port.
     pub port: u16,
-    /// Tag the packet carries; 0: none.
-    pub vlan: u16,
 }
 
 /// The keys that lift what `want` receives: device and key.
 pub fn expand(want: &Want, places: &[Place]) -> BTreeSet<(u32, Key)> {
     let mut keys = BTreeSet::new();
     for place in places {
-        let fits = |a: &&Address| want.takes(a.ip) && (want.ifindex == 0 || want.ifindex == a.owner);
-        let unicast = place.addresses.iter().filter(fits).map(|a| (a.ip, a.vlan));
-        let joined = want.groups.iter().filter(|m| want.takes(m.group)).flat_map(|m| {
-            let ifindex = if m.ifindex == 0 { want.ifindex } else { m.ifindex };
-            let elsewhere = want.ifindex != 0 && want.ifindex != ifindex;
-            let tags = if elsewhere { Vec::new() } else { place.tags(ifindex) };
-            tags.into_iter().map(|tag| (m.group, tag))
-        });
-        let key = |(address, vlan)| (place.ifindex, Key { address, port: want.port, vlan });
+        let here = |ifindex: u32| ifindex == 0 || ifindex == place.ifindex;
+        if !here(want.ifindex) {
+            continue;
+        }
+        let fits = |a: &&Address| want.takes(a.ip);
+        let unicast = place.addresses.iter().filter(fits).map(|a| a.ip);
+        let joined = want.groups.iter().filter(|m| want.takes(m.group) && here(m.ifindex)).map(|m| m.group);
+        let key = |address| (place.ifindex, Key { address, port: want.port });
         keys.extend(unicast.chain(joined).map(key));
     }
     keys
@@ -199,18 +184,16 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn address(text: &str, vlan: u16, owner: u32) -> Address {
-        Address { ip: ip(text), vlan, owner, broadcast: false }
+    fn addresses(texts: &[&str]) -> Vec<Address> {
+        texts.iter().map(|text| Address { ip: ip(text), broadcast: false }).collect()
     }
 
     fn places() -> Vec<Place> {
         let eth0 = ["10.0.0.1", "10.0.0.255", "255.255.255.255", "fd00::1", "fe80::1"];
         let eth1 = ["10.1.0.1", "fe80::1"];
-        let mut first: Vec<_> = eth0.iter().map(|a| address(a, 0, 2)).collect();
-        first.push(address("10.7.0.1", 7, 4));
         vec![
-            Place { ifindex: 2, addresses: first, vlans: vec![(4, 7)] },
-            Place { ifindex: 3, addresses: eth1.iter().map(|a| address(a, 0, 3)).collect(), vlans: vec![] },
+            Place { ifindex: 2, addresses: addresses(&eth0) },
+            Place { ifindex: 3, addresses: addresses(&eth1) },
         ]
     }
 
@@ -220,22 +203,22 @@ mod tests {
 
     fn shown(want: &Want) -> Vec<String> {
         let keys = expand(want, &places());
-        keys.into_iter().map(|(at, key)| format!("{at} {} {}", key.address, key.vlan)).collect()
+        keys.into_iter().map(|(at, key)| format!("{at} {}", key.address)).collect()
     }
 
     #[test]
     fn a_wildcard_gets_every_address_of_its_family_on_every_device() {
-        let v4 = ["2 10.0.0.1 0", "2 10.0.0.255 0", "2 10.7.0.1 7", "2 255.255.255.255 0", "3 10.1.0.1 0"];
+        let v4 = ["2 10.0.0.1", "2 10.0.0.255", "2 255.255.255.255", "3 10.1.0.1"];
         assert_eq!(shown(&want("0.0.0.0")), v4);
-        assert_eq!(shown(&want("::")), ["2 fd00::1 0", "2 fe80::1 0", "3 fe80::1 0"]);
+        assert_eq!(shown(&want("::")), ["2 fd00::1", "2 fe80::1", "3 fe80::1"]);
         let dual = Want { dual: true, ..want("::") };
         assert_eq!(shown(&dual).len(), v4.len() + 3);
     }
 
     #[test]
     fn a_bound_device_or_scope_narrows_to_it() {
-        assert_eq!(shown(&Want { ifindex: 4, ..want("0.0.0.0") }), ["2 10.7.0.1 7"]);
-        assert_eq!(shown(&Want { ifindex: 3, ..want("fe80::1") }), ["3 fe80::1 0"]);
+        assert_eq!(shown(&Want { ifindex: 3, ..want("0.0.0.0") }), ["3 10.1.0.1"]);
+        assert_eq!(shown(&Want { ifindex: 3, ..want("fe80::1") }), ["3 fe80::1"]);
         assert!(shown(&Want { ifindex: 9, ..want("0.0.0.0") }).is_empty());
     }
 
@@ -248,11 +231,9 @@ mod tests {
     fn a_group_is_lifted_where_it_was_joined_and_only_for_sockets_that_receive_it() {
         let group = |ifindex| vec![Membership { group: ip("239.1.2.3"), ifindex }];
         let joined = |want: Want| shown(&want).into_iter().filter(|k| k.contains("239")).collect::<Vec<_>>();
-        assert_eq!(joined(Want { groups: group(4), ..want("0.0.0.0") }), ["2 239.1.2.3 7"]);
-        assert_eq!(
-            joined(Want { groups: group(0), ..want("239.1.2.3") }),
-            ["2 239.1.2.3 0", "2 239.1.2.3 7", "3 239.1.2.3 0"]
-        );
+        assert_eq!(joined(Want { groups: group(2), ..want("0.0.0.0") }), ["2 239.1.2.3"]);
+        assert!(joined(Want { groups: group(4), ..want("0.0.0.0") }).is_empty());
+        assert_eq!(joined(Want { groups: group(0), ..want("239.1.2.3") }), ["2 239.1.2.3", "3 239.1.2.3"]);
         assert!(joined(Want { groups: group(2), ..want("10.0.0.1") }).is_empty());
         assert!(joined(Want { groups: group(2), ifindex: 3, ..want("0.0.0.0") }).is_empty());
     }

@@ -15,7 +15,7 @@ use crate::{
     status_socket::StatusSocket,
     steer::Steer,
     sys,
-    tap::Tap,
+    tap::{self, Tap},
 };
 use hoist_ipc::Reason;
 use hoist_xsk::{Mode, Statistics};
@@ -223,6 +223,9 @@ impl Broker {
                 None
             }
         };
+        if let Err(error) = tap::sweep(&broker.route) {
+            broker.say(error.to_string());
+        }
         broker.watch_all()?;
         Ok((broker, theirs))
     }
@@ -440,14 +443,15 @@ impl Broker {
     pub(crate) fn places(&self) -> Vec<Place> {
         let Some(lease) = &self.lease else { return Vec::new() };
         let held = self.inventory.0.values().filter(|d| lease.has(d.ifindex) && d.unfit().is_none());
-        held.map(|d| Place::of(d, &self.inventory.0)).collect()
+        held.map(Place::of).collect()
     }
 
     pub(crate) fn apply(&mut self, ops: Vec<Op>) {
         for (ifindex, key, change) in ops {
             let Some(steered) = self.steered.get_mut(&ifindex) else { continue };
             self.stale |= change == Change::NoRule;
-            if let Err(error) = steered.steer.apply(key, change) {
+            let allowed = if change == Change::Port { steered.tap.allow(key.port) } else { Ok(()) };
+            if let Err(error) = allowed.and_then(|()| steered.steer.apply(key, change)) {
                 self.say(format!("port {}: {error}", key.port));
             }
         }
@@ -704,6 +708,7 @@ impl Broker {
             status.mode = if *zero_copy { "zero-copy" } else { "copy" }.into();
             status.mode_reason.clone_from(refused);
         }
+        status.ride_refused = steered.tap.refused();
         for (verdict, count) in steered.steer.counters().unwrap_or_default() {
             if is_pass(verdict) {
                 status.passed.push(PassedStatus { reason: verdict.word().into(), packets: count.packets });
@@ -764,8 +769,7 @@ fn check_named(inventory: &Inventory, names: &[String]) -> Result<(), Error> {
             let all: Vec<_> = inventory.0.values().map(|d| d.name.as_str()).collect();
             return Err(Error::Other(format!("--dev {name}: no such device; there are {}", all.join(", "))));
         };
-        let below = device.vlan.and_then(|(lower, _)| inventory.0.get(&lower));
-        if let Some(why) = below.unwrap_or(device).unfit() {
+        if let Some(why) = device.unfit() {
             return Err(Error::Other(format!("--dev {name}: {why}")));
         }
     }

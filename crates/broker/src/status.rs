@@ -52,6 +52,9 @@ pub struct DeviceStatus {
     pub lifted_packets: u64,
     /// Their bytes, Ethernet header included.
     pub lifted_bytes: u64,
+    /// Frames that the program wanted given back to the stack and that were refused: never lifted.
+    #[serde(default)]
+    pub ride_refused: u64,
     /// Packets left to the stack, by reason.
     pub passed: Vec<PassedStatus>,
 }

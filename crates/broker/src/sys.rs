@@ -18,6 +18,7 @@ const BPF_PROG_ATTACH: usize = 8;
 const BPF_LINK_CREATE: usize = 28;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 
 fn check(value: libc::c_long) -> io::Result<i32> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value as i32) }
@@ -85,6 +86,12 @@ pub(crate) fn open_tap(pattern: &str) -> io::Result<(OwnedFd, String)> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF, &raw mut request) }.into())?;
     let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c as u8 as char).collect();
     Ok((fd, name))
+}
+
+/// Has a TAP end with its last descriptor.
+pub(crate) fn forget_tap(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers: the argument is a number.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETPERSIST, 0) }.into()).map(drop)
 }
 
 /// The driver's name, if the device tells (ETHTOOL_GDRVINFO).

@@ -8,16 +8,26 @@ use crate::{
     netlink::Route,
     sys,
 };
-use aya::{EbpfLoader, programs::SchedClassifier};
+use aya::{
+    EbpfLoader,
+    maps::{Array, MapData, PerCpuArray},
+    programs::SchedClassifier,
+};
+use netlink_packet_route::link::LinkAttribute;
 use nix::net::if_::if_nametoindex;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// More than any device's, so that a change of MTU needs no attention (TAP maximum: 65,535 less the Ethernet header).
 const MTU: u32 = 65_521;
 
+/// Alias of every TAP made here, by which the next run knows those that are left.
+const ALIAS: &str = "hoist run";
+
 /// A TAP whose frames arrive on a device.
 pub(crate) struct Tap {
     fd: OwnedFd,
+    ports: Array<MapData, u64>,
+    refused: PerCpuArray<MapData, u64>,
 }
 
 impl Tap {
@@ -41,8 +51,27 @@ impl Tap {
         let program = program.fd().map_err(|e| bpf("load ride_in", &e))?;
         sys::attach(program.as_fd(), index, sys::BPF_TCX_INGRESS)
             .context(format!("attach ride_in to {name} (tcx, Linux 6.6)"))?;
-        route.set_up_silently(index, MTU)?;
-        Ok(Self { fd })
+        route.set_up_silently(index, MTU, ALIAS)?;
+        let mut take =
+            |map: &str| ebpf.take_map(map).ok_or_else(|| Error::Other(format!("ride_in has no map {map}")));
+        let ports = take("ride_ports")?.try_into().map_err(|e| bpf("ride_ports", &e))?;
+        let refused = take("ride_refused")?.try_into().map_err(|e| bpf("ride_refused", &e))?;
+        Ok(Self { fd, ports, refused })
+    }
+
+    /// Lets datagrams to `port` ride, for good: some may be queued when its rule is gone.
+    ///
+    /// # Errors
+    /// bpf(2)'s.
+    pub(crate) fn allow(&mut self, port: u16) -> Result<(), Error> {
+        let word = u32::from(port / 64);
+        let bits = self.ports.get(&word, 0).map_err(|e| bpf("read the ports that may ride", &e))?;
+        self.ports.set(word, bits | 1 << (port % 64), 0).map_err(|e| bpf("let a port ride", &e))
+    }
+
+    /// Frames that were written to it and dropped because steer would not have lifted them.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.get(&0, 0).map_or(0, |cpus| cpus.iter().fold(0, |sum: u64, n| sum.saturating_add(*n)))
     }
 
     /// Gives one Ethernet frame to the stack.
@@ -52,6 +81,25 @@ impl Tap {
     pub(crate) fn ride(&self, frame: &[u8]) -> std::io::Result<()> {
         nix::unistd::write(&self.fd, frame)?;
         Ok(())
+    }
+}
+
+/// Removes TAPs that programs of ended runs made persistent (TUNSETPERSIST): nobody holds their descriptor, so they have no
+/// carrier.
+pub(crate) fn sweep(route: &Route) -> Result<(), Error> {
+    for link in route.links()? {
+        let ours = link.attributes.contains(&LinkAttribute::IfAlias(ALIAS.into()));
+        if ours && link.attributes.contains(&LinkAttribute::Carrier(0)) {
+            route.remove(link.header.index)?;
+        }
+    }
+    Ok(())
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // The program has the descriptor too and may have made the device outlive it.
+        let _ = sys::forget_tap(self.fd.as_fd());
     }
 }
 

@@ -4,7 +4,7 @@
 
 use hoist_broker::{Broker, Config, Mode, Ports, status::Status};
 use hoist_ipc::{MAX_MESSAGE, Reason, Reply, Request, RingInfo, VERSION, page::Mapped};
-use hoist_packet::udp::{ChecksumTrust, complete_checksum, parse};
+use hoist_packet::udp::{ChecksumTrust, complete_checksum, fill_checksums, parse};
 use hoist_sys::{recv_with_fds, send_with_fds};
 use hoist_wire::Testbed;
 use hoist_xsk::{ChunkSize, FillRing, RxRing, Umem};
@@ -726,4 +726,62 @@ fn a_process_that_clears_o_nonblock_and_reads_nothing_does_not_stop_the_broker()
         }
         assert_eq!(rig.register(&mut good, &bound(tb.host().v4(), 5000)), Reason::Lifted);
     });
+}
+
+#[test]
+fn only_datagrams_to_ports_that_were_lifted_come_in_through_the_tap() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        let (socket, other) = (bound(tb.host().v4(), 5000), bound(tb.host().v4(), 6000));
+        assert_eq!(rig.register(&mut program, &socket), Reason::Lifted);
+        send(tb, tb.host().v4(), 5000, b"forged");
+        let frame = program.frame();
+        let mut forged = frame.clone();
+        forged[36..38].copy_from_slice(&6000_u16.to_be_bytes());
+        fill_checksums(&mut forged).unwrap();
+        let mut tcp = frame.clone();
+        tcp[23] = 6;
+        let (tap, _) = program.tap.as_ref().unwrap();
+        for refused in [&forged[..], &tcp, &[0; 14]] {
+            assert_eq!(nix::unistd::write(tap, refused).unwrap(), refused.len());
+        }
+        rig.done(&mut program, Request::Unregister { cookie: cookie(&socket) });
+        program.give_back(frame);
+        assert_eq!(receive(&socket), b"forged");
+        assert_eq!(rig.status().devices[0].ride_refused, 3);
+        other.set_nonblocking(true).unwrap();
+        assert!(other.recv(&mut [0]).is_err());
+    });
+}
+
+#[test]
+fn a_tap_that_a_program_made_persistent_does_not_outlive_the_next_start() {
+    on_host(1500, |tb| {
+        let mut rig = Rig::new(config());
+        let mut program = rig.hello();
+        assert_eq!(rig.register(&mut program, &bound(tb.host().v4(), 5000)), Reason::Lifted);
+        let (tap, _) = program.tap.take().unwrap();
+        persist(&tap);
+        drop(rig);
+        // The broker took it back; the program insists.
+        persist(&tap);
+        assert!(tap_exists());
+        let _live = Rig::new(config());
+        assert!(tap_exists(), "somebody holds it");
+        drop(tap);
+        assert!(tap_exists());
+        let _next = Rig::new(config());
+        assert!(!tap_exists());
+    });
+}
+
+#[expect(unsafe_code, reason = "nix has no TUNSETPERSIST")]
+fn persist(tap: &OwnedFd) {
+    // SAFETY: the argument is a number.
+    assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), 0x4004_54cb, 1) }, 0);
+}
+
+fn tap_exists() -> bool {
+    nix::net::if_::if_nametoindex("hoist0").is_ok()
 }

@@ -49,6 +49,9 @@ fn write_device(out: &mut String, device: &DeviceStatus) -> std::fmt::Result {
         .map(|p| format!("{} {}", p.reason, p.packets))
         .collect();
     writeln!(out, "    lifted {} packets, {} bytes", device.lifted_packets, device.lifted_bytes)?;
+    if device.ride_refused > 0 {
+        writeln!(out, "    refused {} frames that were never lifted", device.ride_refused)?;
+    }
     if !passed.is_empty() {
         writeln!(out, "    passed {}", passed.join(", "))?;
     }
