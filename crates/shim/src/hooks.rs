@@ -258,7 +258,7 @@ hooks! {
 
     fn select(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int {
         let sets = Sets { count, read, write, except };
-        let limit = timeout.as_ref().map(|time| microseconds(time));
+        let limit = timeout.as_ref().map(microseconds);
         if !sets.concern() || limit == Some(None) {
             return sets.pass(|| next::select(count, read, write, except, timeout));
         }
@@ -591,7 +591,7 @@ fn after_replacing(old: c_int, new: c_int) -> c_int {
 
 /// A message may carry descriptors to another process: lifted sockets among them are demoted first.
 unsafe fn before_passing(message: &msghdr) {
-    let (start, room) = (message.msg_control as usize, message.msg_controllen as usize);
+    let (start, room) = (message.msg_control as usize, message.msg_controllen);
     if room <= size_of::<libc::cmsghdr>() || !plausible(message.msg_control) || !control::active() {
         return;
     }
@@ -601,7 +601,7 @@ unsafe fn before_passing(message: &msghdr) {
         while let Some(found) = header.as_ref() {
             if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
                 // a length beyond the buffer is for the kernel to refuse
-                let end = (found.cmsg_len as usize).min(start + room - header as usize);
+                let end = found.cmsg_len.min(start + room - header as usize);
                 let bytes = end.saturating_sub(size_of::<libc::cmsghdr>());
                 let fds = libc::CMSG_DATA(header).cast::<c_int>();
                 (0..bytes / size_of::<c_int>()).for_each(|i| demote_passed(fds.add(i).read_unaligned()));

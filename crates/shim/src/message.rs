@@ -340,9 +340,8 @@ pub(crate) unsafe fn write_header(
         return Ok(());
     }
     // SAFETY: the program says that msg_control has msg_controllen bytes.
-    let room = unsafe {
-        core::slice::from_raw_parts_mut(header.msg_control.cast::<u8>(), header.msg_controllen as usize)
-    };
+    let room =
+        unsafe { core::slice::from_raw_parts_mut(header.msg_control.cast::<u8>(), header.msg_controllen) };
     let mut control = Control::new(room);
     put_wanted(&mut control, wants, received, || {
         sys::interface_address(fd, received.arrival.ifindex).unwrap_or([0; 4])

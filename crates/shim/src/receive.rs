@@ -35,10 +35,10 @@ impl Read<'_> {
     /// The fast path is the first two lines of the loop in [`Read::lifted`]; everything else is for when it is empty.
     #[inline]
     fn run(&mut self, reader: &mut impl Reader) -> Result<usize> {
-        if !self.kernel_turn() {
-            if let Some(result) = self.lifted(reader) {
-                return result;
-            }
+        if !self.kernel_turn()
+            && let Some(result) = self.lifted(reader)
+        {
+            return result;
         }
         self.slow(reader)
     }
@@ -98,7 +98,7 @@ impl Read<'_> {
         let mut kernel_turn = self.kernel_turn();
         loop {
             if kernel_turn {
-                match self.from_kernel(reader) {
+                match self.read_kernel(reader) {
                     Err(Errno(libc::EAGAIN)) => self.spilt_is_read(),
                     result => return result,
                 }
@@ -107,14 +107,14 @@ impl Read<'_> {
                 return result;
             }
             if self.nonblocking() {
-                return self.from_kernel(reader);
+                return self.read_kernel(reader);
             }
             kernel_turn = match wait::for_socket(self.socket, self.fd, self.deadline()) {
                 Woken::Kernel => true,
                 Woken::Look => false,
                 // without MSG_DONTWAIT, which would hide the shutdown behind EAGAIN (__skb_recv_datagram)
                 Woken::Shutdown => return reader.kernel(self.flags),
-                Woken::Timeout => return self.from_kernel(reader),
+                Woken::Timeout => return self.read_kernel(reader),
                 Woken::Interrupted => return Err(Errno(libc::EINTR)),
             };
             if self.socket.state() == State::Closed {
@@ -123,7 +123,7 @@ impl Read<'_> {
         }
     }
 
-    fn from_kernel(&mut self, reader: &mut impl Reader) -> Result<usize> {
+    fn read_kernel(&mut self, reader: &mut impl Reader) -> Result<usize> {
         let result = reader.kernel(self.flags | libc::MSG_DONTWAIT);
         match result {
             Ok(bytes) if self.flags & libc::MSG_PEEK == 0 => {
@@ -251,7 +251,7 @@ impl Reader for Header {
     fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
         // SAFETY: the program passed a msghdr that it owns.
         let header = unsafe { &*self.header };
-        let buffers = Buffers::Many { vector: header.msg_iov, count: header.msg_iovlen as usize };
+        let buffers = Buffers::Many { vector: header.msg_iov, count: header.msg_iovlen };
         let copied = buffers.fill(received.payload())?;
         // SAFETY: as above.
         unsafe { message::write_header(self.socket, self.fd, received, self.header, copied)? };
@@ -296,7 +296,7 @@ pub(crate) unsafe fn recvmsg(
         return Err(Errno(libc::EFAULT));
     }
     // SAFETY: by contract.
-    unsafe { message::check_vector((*header).msg_iov, (*header).msg_iovlen as usize)? };
+    unsafe { message::check_vector((*header).msg_iov, (*header).msg_iovlen)? };
     let mut reader = Header { socket, fd, header, flags };
     Read { socket, fd, flags, deadline: &mut None }.run(&mut reader)
 }
