@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use hoist_tests::{
     cases::find,
     lab::{LIMIT, Lab, Mode, Running, bin, descendants, hoist, kill, may_run},
-    peer::{Order, Payloads, Peer, Shot},
+    peer::{Order, Payloads, Peer, Shot, until_asleep},
 };
 use std::{
     ffi::OsString,
@@ -119,6 +119,8 @@ fn a_device_set_down_and_up_goes_on() {
         let echo = echo(lab)?;
         lab.testbed.host().set_up(false)?;
         lab.testbed.host().set_up(true)?;
+        lab.testbed.wire().settle()?;
+        lab.testbed.host().settle()?;
         lab.exchange(lab.host4(PORT), 200);
         end(lab, echo)
     });
@@ -180,6 +182,7 @@ fn a_program_that_stops_reading_harms_only_itself() {
         flood(lab, lab.host4(PORT), 50_000);
         lab.exchange(lab.host4(PORT + 1), 500);
         kill(program, libc::SIGCONT);
+        until_asleep(program)?; // what had queued up is answered: there is room again
         lab.exchange(lab.host4(PORT), 100);
         other.stop(libc::SIGKILL)?;
         end(lab, echo)

@@ -402,17 +402,29 @@ impl Broker {
         if socket.endpoint.local.port() != to.port() {
             return;
         }
-        // Only to addresses at which this very socket is lifted.
-        let own = |key: &Key| key.address == to.ip().to_canonical();
-        let devices: BTreeSet<u32> =
-            socket.keys.iter().filter(|(_, key)| own(key)).map(|(device, _)| *device).collect();
-        for device in devices {
+        // Only to addresses at which this very socket is lifted; a wildcard socket does not know which one it was.
+        let (from, to) = (canonical(from), canonical(to));
+        let own = |key: &Key| {
+            key.address == to.ip() || to.ip().is_unspecified() && key.address.is_ipv4() == from.is_ipv4()
+        };
+        let places: BTreeSet<(u32, SocketAddr)> = socket
+            .keys
+            .iter()
+            .filter(|(_, key)| own(key))
+            .map(|(device, key)| (*device, SocketAddr::new(key.address, key.port)))
+            .collect();
+        for (device, to) in places {
             let Some(steered) = self.steered.get_mut(&device) else { continue };
             if let Err(error) = steered.steer.admit(from, to) {
                 self.say(error.to_string());
             }
         }
     }
+}
+
+/// IPv4-mapped addresses as IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Whether one of `others` belongs to another process and meets `endpoint`'s packets.
