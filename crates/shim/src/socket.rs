@@ -103,7 +103,6 @@ pub(crate) struct Producer {
     /// Everything ever charged to the socket, bytes.
     pub(crate) charged: AtomicU64,
     pub(crate) watchers: Guarded<Vec<(&'static Epoll, u32)>>,
-    pub(crate) groups: AtomicU32,
 }
 
 impl Socket {
@@ -138,7 +137,6 @@ impl Socket {
                 next_on_port: Guarded::new(None),
                 charged: AtomicU64::new(0),
                 watchers: Guarded::new(Vec::new()),
-                groups: AtomicU32::new(0),
             },
         }
     }
@@ -166,7 +164,6 @@ impl Socket {
         self.sleepers.store(0, Relaxed);
         self.kernel_waits.store(0, Relaxed);
         self.lock_held.charged.store(0, Relaxed);
-        self.lock_held.groups.store(0, Relaxed);
         self.set_state(State::Kernel);
     }
 

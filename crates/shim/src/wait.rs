@@ -7,7 +7,7 @@ use crate::{
     sys,
 };
 use core::sync::atomic::{
-    AtomicPtr, AtomicU32,
+    AtomicPtr,
     Ordering::{Relaxed, SeqCst},
     fence,
 };
@@ -22,9 +22,6 @@ const BELLLESS_NS: u64 = 5_000_000;
 
 /// glibc's flag that the process has never had a second thread; null if this libc has none.
 pub(crate) static SINGLE_THREADED: AtomicPtr<libc::c_char> = AtomicPtr::new(core::ptr::null_mut());
-
-/// Threads of the process asleep in the shim, for the page.
-static ASLEEP: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) fn single_threaded() -> bool {
     let flag = SINGLE_THREADED.load(Relaxed);
@@ -119,7 +116,6 @@ impl<'a, S: Iterator<Item = &'a Socket> + Clone> Waiting<'a, S> {
             socket.sleepers.fetch_add(1, SeqCst);
         }
         fence(SeqCst); // pairs with `State::finish`: either we see the data or the pump sees the sleeper
-        ASLEEP.fetch_add(1, Relaxed);
         if let Some(page) = engine::page() {
             page.sleeps.store(page.sleeps.load(Relaxed) + 1, Relaxed);
         }
@@ -148,7 +144,6 @@ impl<'a, S: Iterator<Item = &'a Socket> + Clone> Waiting<'a, S> {
                 socket.take_bell_down(bell);
             }
         }
-        ASLEEP.fetch_sub(1, Relaxed);
         if let Some(bell) = self.bell {
             bells::put_back(bell);
         }
