@@ -11,7 +11,7 @@ mod tally;
 use hoist_peers::{options::Options, stop, tap};
 use io_uring::{
     IoUring, cqueue, opcode,
-    types::{Fd, RecvMsgOut, SubmitArgs, Timespec},
+    types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec},
 };
 use pool::Pool;
 use std::{
@@ -47,7 +47,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     receiver.arm()?;
     receiver.ring.submit()?;
     say("ready")?;
-    Ok(say(&receiver.receive(&options)?.json())?)
+    let tally = receiver.receive(&options)?;
+    receiver.disarm(&options)?;
+    Ok(say(&tally.json())?)
 }
 
 const GROUP: u16 = 0;
@@ -114,6 +116,19 @@ impl Receiver {
         }
         self.pool.publish();
         Ok(ended)
+    }
+
+    /// Ends the request, and with it the hold on the socket. Else the port stays taken until the kernel has torn the ring
+    /// down, some time after the process has ended.
+    fn disarm(&mut self, options: &Options) -> io::Result<()> {
+        match self.ring.submitter().register_sync_cancel(None, CancelBuilder::any()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        }
+        let ended =
+            |ring: &mut IoUring| ring.completion().any(|completion| !cqueue::more(completion.flags()));
+        while !ended(&mut self.ring) && self.wait(options)? {}
+        Ok(())
     }
 
     #[allow(unsafe_code)]

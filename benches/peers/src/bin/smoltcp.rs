@@ -79,8 +79,8 @@ impl Stack {
     }
 
     fn receive(&mut self, options: &Options) -> io::Result<Tally> {
-        let (mut tally, start) = (Tally::default(), Instant::now());
-        while !stop::asked() && (Instant::now() - start).micros() as f64 / 1e6 < options.seconds {
+        let (mut tally, start) = (Tally::default(), std::time::Instant::now());
+        while !stop::asked() && start.elapsed().as_secs_f64() < options.seconds {
             let took = self.round();
             let read = self.read(&mut tally);
             if !took && !read && !self.wait(options.idle)? && tally.packets > 0 {
