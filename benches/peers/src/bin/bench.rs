@@ -1,11 +1,17 @@
 //! `peer-bench`: every peer, and hoist beside them, in turn on one testbed.
 //!
 //! `peer-bench [--bin DIRECTORY] [--repeats N] [--trial-ms N] [--json FILE]`. hoist, hoist-sink and hoist-raw-sink are taken from
-//! DIRECTORY, the peers from where this program is. CPU 0 is the wire; NAPI of vb and the receiver share CPU 1.
+//! DIRECTORY, the peers from where this program is. CPU 0 is the wire; NAPI of vb and the receiver share CPU 1. FILE keeps the
+//! trials, and those that it holds already count too, so that a run may be made in parts.
 
 #![deny(unsafe_code)]
 
+#[path = "../../../../crates/cli/src/bench/others.rs"]
+mod others;
+
 use hoist_wire::{Generator, Limit, Precedence, Spec, Testbed, in_own_session, pin_thread, prefer_thread};
+use nix::unistd::setsid;
+use others::Census;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -31,13 +37,16 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let options = Options::parse(env::args().skip(1))?;
+    // Autogroup weighs sessions: without precedence of its own the generator shares CPU 0 with whoever comes.
+    let _ = setsid().map(|_| fs::write("/proc/self/autogroup", "-20"));
     pin_thread(WIRE_CPU)?;
     let testbed = Testbed::builder().up()?;
-    let mut trials = Vec::new();
+    let mut trials = options.kept()?;
     for _ in 0..options.repeats {
         for pps in RATES {
             for side in &SIDES {
-                trials.push(trial(&testbed, &options, side, pps).map_err(|e| format!("{}: {e}", side.name))?);
+                let trial = quiet_trial(&testbed, &options, side, pps);
+                trials.push(trial.map_err(|e| format!("{}: {e}", side.name))?);
             }
         }
     }
@@ -52,6 +61,9 @@ const RATES: [f64; 4] = [0.5e6, 1.0e6, 1.4e6, 1.75e6];
 const PORT: u16 = 9000;
 const WIRE_CPU: usize = 0;
 const HOST_CPU: usize = 1;
+/// A trial during which others used the host's CPU for longer, or in which the wire fell short, is taken again.
+const TOLERATED_FOREIGN_NS: u64 = 500_000;
+const ATTEMPTS: usize = 5;
 
 struct Options {
     bin: PathBuf,
@@ -78,6 +90,15 @@ impl Options {
             }
         }
         Ok(options)
+    }
+}
+
+impl Options {
+    fn kept(&self) -> Result<Vec<Trial>, Box<dyn Error>> {
+        match self.json.as_ref().map(fs::read) {
+            Some(Ok(text)) => Ok(serde_json::from_slice(&text)?),
+            _ => Ok(Vec::new()),
+        }
     }
 }
 
@@ -115,9 +136,9 @@ impl Side {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Trial {
-    side: &'static str,
+    side: String,
     asked_pps: f64,
     sent_pps: f64,
     sent: u64,
@@ -126,6 +147,13 @@ struct Trial {
     goodput_pps: f64,
     program_ns: u64,
     napi_ns: u64,
+    foreign_ns: u64,
+}
+
+impl Trial {
+    fn is_disturbed(&self) -> bool {
+        self.foreign_ns > TOLERATED_FOREIGN_NS || self.sent_pps < self.asked_pps * 0.93
+    }
 }
 
 /// What a receiver prints at its end.
@@ -137,19 +165,31 @@ struct Report {
     cpu_ns: u64,
 }
 
+/// A trial that nobody disturbed, or the last of several.
+fn quiet_trial(testbed: &Testbed, options: &Options, side: &Side, pps: f64) -> Result<Trial, Box<dyn Error>> {
+    let mut found = trial(testbed, options, side, pps)?;
+    for _ in 1..ATTEMPTS {
+        if found.is_disturbed() {
+            found = trial(testbed, options, side, pps)?;
+        }
+    }
+    Ok(found)
+}
+
 fn trial(testbed: &Testbed, options: &Options, side: &Side, pps: f64) -> Result<Trial, Box<dyn Error>> {
     let receiver = Receiver::start(testbed, &side.command(options))?;
     let napis = testbed.threaded_napi(HOST_CPU)?;
     let mut threads = napis.iter().filter_map(|napi| napi.thread);
     threads.try_for_each(|thread| prefer_thread(thread, side.napi))?;
     let cpu = || napis.iter().filter_map(|napi| napi.cpu_ns()).sum::<u64>();
-    let before = cpu();
+    let (before, ours, census) = (cpu(), receiver.processes(), Census::take(HOST_CPU));
     let target = SocketAddr::from((testbed.host().v4(), PORT));
     let spec = Spec::to(target).frame_len(64).packets_per_second(pps).limit(Limit::Time(options.trial));
     let sent = Generator::start(testbed, &spec.cpu(WIRE_CPU).favoured(true))?.wait()?;
+    let foreign_ns = Census::take(HOST_CPU).foreign_since(&census, &ours);
     let report = receiver.finish()?;
     Ok(Trial {
-        side: side.name,
+        side: side.name.into(),
         asked_pps: pps,
         sent_pps: sent.rate(),
         sent: sent.packets,
@@ -158,6 +198,7 @@ fn trial(testbed: &Testbed, options: &Options, side: &Side, pps: f64) -> Result<
         goodput_pps: report.packets as f64 / sent.seconds.max(report.seconds).max(1e-9),
         program_ns: report.cpu_ns,
         napi_ns: cpu().saturating_sub(before),
+        foreign_ns,
     })
 }
 
@@ -185,6 +226,14 @@ impl Receiver {
         }
     }
 
+    /// It and its children, and this process.
+    fn processes(&self) -> Vec<i32> {
+        let id = self.child.id() as i32;
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        children.chain([id, std::process::id() as i32]).collect()
+    }
+
     fn finish(mut self) -> Result<Report, Box<dyn Error>> {
         let report = serde_json::from_str(&self.line()?)?;
         self.child.wait()?;
@@ -200,7 +249,7 @@ impl Receiver {
 fn table(trials: &[Trial]) {
     let mut cells: HashMap<(&str, u64), Vec<&Trial>> = HashMap::new();
     for trial in trials {
-        cells.entry((trial.side, trial.asked_pps as u64)).or_default().push(trial);
+        cells.entry((trial.side.as_str(), trial.asked_pps as u64)).or_default().push(trial);
     }
     println!("goodput in Mpps, and CPU ns of NAPI and program for a datagram: median (min to max)");
     for side in &SIDES {
@@ -211,7 +260,9 @@ fn table(trials: &[Trial]) {
             let sent = column(|trial| trial.sent_pps / 1e6);
             let goodput = column(|trial| trial.goodput_pps / 1e6);
             let ns = |trial: &Trial| (trial.napi_ns + trial.program_ns) as f64 / trial.received.max(1) as f64;
-            println!("  {:.2} asked, {sent} sent: {goodput}, {} ns", pps / 1e6, column(ns));
+            let disturbed = cell.iter().filter(|trial| trial.is_disturbed()).count();
+            let of = format!("{disturbed} of {} disturbed", cell.len());
+            println!("  {:.2} asked, {sent} sent: {goodput}, {} ns; {of}", pps / 1e6, column(ns));
         }
     }
 }
