@@ -53,9 +53,10 @@ struct connection {
 	__u64 progress_ns;
 	__u32 sequence; /* the sequence number of stream byte 0 */
 	__u32 sum; /* of pseudo header, header, payload without what varies */
+	__u64 timestamp_base; /* milliseconds at CLOCK_MONOTONIC 0: the kernel has one for each pair of ends */
 	__u64 mark; /* sender.emitted after its last segment */
 	__u64 header[HEADER_WORDS];
-	__u64 apart[7];
+	__u64 apart[6];
 };
 
 struct sender {
@@ -72,7 +73,7 @@ struct sender {
 	__u32 cursor;
 	__u32 current;
 	__u32 burst; /* segments of this batch */
-	__u32 timestamp; /* in network order */
+	__u32 now_ms;
 	__u32 complete; /* connections seen complete in a row */
 	__u32 ending;
 	__u64 done;
@@ -91,7 +92,6 @@ const volatile __u32 host_net;
 const volatile __u32 connections_used = 1;
 const volatile __u32 is_v6;
 const volatile __u32 has_timestamps;
-const volatile __u32 timestamp_base; /* milliseconds */
 const volatile __u32 mss = 1448;
 const volatile __u32 batch = 64;
 const volatile __u32 most_burst = 64;
@@ -398,13 +398,12 @@ static __always_inline void start_batch(struct sender *s)
 	if ((stopped && ACCESS(*stopped)) || (limit_ns && now - s->first_ns >= limit_ns))
 		s->ending = 1;
 	bpf_loop(WAIT_TURNS, look, &l, 0);
-	s->timestamp = bpf_htonl(timestamp_base + (__u32)(l.then / 1000000));
+	s->now_ms = l.then / 1000000;
 	if (gap)
 		s->next_ns += gap * s->burst;
+	s->last_ns = l.then;
 	if (s->complete >= connections_used)
 		finish(s);
-	else
-		s->last_ns = l.then;
 }
 
 static __always_inline __u16 fold(__u64 sum)
@@ -430,9 +429,11 @@ static __always_inline int fill(struct xdp_md *ctx, struct sender *s, struct con
 			((__u64 *)data)[i] = c->header[i];
 	*(__u32 *)(data + tcp_at + 4) = sequence;
 	if (has_timestamps) {
-		*(__u32 *)(data + tcp_at + 24) = s->timestamp;
+		__u32 timestamp = bpf_htonl(s->now_ms + (__u32)c->timestamp_base);
+
+		*(__u32 *)(data + tcp_at + 24) = timestamp;
 		*(__u32 *)(data + tcp_at + 28) = echo;
-		sum += (__u64)s->timestamp + echo;
+		sum += (__u64)timestamp + echo;
 	}
 	*(__u16 *)(data + tcp_at + 16) = fold(sum);
 	*(__u64 *)(data + tag_at) = c->next;

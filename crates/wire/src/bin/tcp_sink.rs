@@ -6,6 +6,10 @@
 
 #![deny(unsafe_code)]
 
+#[path = "../check.rs"]
+mod check;
+
+use check::Check;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -40,7 +44,8 @@ fn run() -> Result<(), String> {
     let address = options.address;
     let listener = TcpListener::bind(address).map_err(|e| format!("bind {address}: {e}"))?;
     if options.rcvbuf > 0 {
-        sys::set_receive_buffer(&listener, options.rcvbuf).map_err(|e| format!("setsockopt SO_RCVBUF: {e}"))?;
+        sys::set_receive_buffer(&listener, options.rcvbuf)
+            .map_err(|e| format!("setsockopt SO_RCVBUF: {e}"))?;
     }
     sys::stop_on_sigterm();
     say("ready")?;
@@ -49,7 +54,8 @@ fn run() -> Result<(), String> {
     say(&tally.json(options.connections))
 }
 
-const USAGE: &str = "usage: hoist-tcp-sink ADDRESS:PORT [--connections N] [--seconds N] [--idle-ms N] [--buffer BYTES]
+const USAGE: &str =
+    "usage: hoist-tcp-sink ADDRESS:PORT [--connections N] [--seconds N] [--idle-ms N] [--buffer BYTES]
   [--rcvbuf BYTES] [--rcvlowat BYTES] [--busy-poll US] [--verify [--segment BYTES]]";
 
 struct Options {
@@ -203,7 +209,17 @@ struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         let now = Instant::now();
-        Self { bytes: 0, calls: 0, errors: 0, out_of_order: 0, eof: 0, reset: 0, end: End::Stopped, now, last: None }
+        Self {
+            bytes: 0,
+            calls: 0,
+            errors: 0,
+            out_of_order: 0,
+            eof: 0,
+            reset: 0,
+            end: End::Stopped,
+            now,
+            last: None,
+        }
     }
 }
 
@@ -223,7 +239,8 @@ impl Tally {
 
     fn is_over(&self, options: &Options) -> bool {
         let since = |then: &Instant| self.now.saturating_duration_since(*then);
-        let late = || FIRST.get().zip(options.seconds).is_some_and(|((first, _), limit)| since(first) >= limit);
+        let late =
+            || FIRST.get().zip(options.seconds).is_some_and(|((first, _), limit)| since(first) >= limit);
         let idle = || self.last.as_ref().is_some_and(|last| since(last) >= options.idle);
         STOP.load(Ordering::Relaxed) || late() || idle()
     }
@@ -250,9 +267,10 @@ impl Tally {
 
     fn json(&self, connections: u32) -> String {
         let (seconds, cpu_ns) = match (FIRST.get(), self.last) {
-            (Some((first, cpu_ns)), Some(last)) => {
-                (last.saturating_duration_since(*first).as_secs_f64(), process_cpu_ns().saturating_sub(*cpu_ns))
-            }
+            (Some((first, cpu_ns)), Some(last)) => (
+                last.saturating_duration_since(*first).as_secs_f64(),
+                process_cpu_ns().saturating_sub(*cpu_ns),
+            ),
             _ => (0.0, 0),
         };
         format!(
@@ -264,33 +282,6 @@ impl Tally {
             self.eofs(),
             self.resets()
         )
-    }
-}
-
-/// Compares a stream of the TCP wire with what it must be: each segment starts with its offset (8 bytes,
-/// little-endian), byte n of the rest is n modulo 256.
-struct Check {
-    segment: Vec<u8>,
-    position: u64,
-    errors: u64,
-}
-
-impl Check {
-    fn of_segments(length: usize) -> Self {
-        Self { segment: (0..length).map(|n| n as u8).collect(), position: 0, errors: 0 }
-    }
-
-    /// Takes the stream's next bytes, wherever they are cut.
-    fn take(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let within = (self.position % self.segment.len() as u64) as usize;
-            let start = self.position - within as u64;
-            self.segment[..8].copy_from_slice(&start.to_le_bytes());
-            let (piece, rest) = bytes.split_at(bytes.len().min(self.segment.len() - within));
-            self.errors += u64::from(*piece != self.segment[within..within + piece.len()]);
-            self.position += piece.len() as u64;
-            bytes = rest;
-        }
     }
 }
 
@@ -358,49 +349,5 @@ mod sys {
             action.sa_sigaction = stop as extern "C" fn(libc::c_int) as usize;
             libc::sigaction(libc::SIGTERM, &raw const action, std::ptr::null_mut());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stream(segments: u64, length: usize) -> Vec<u8> {
-        let segment = |n: u64| {
-            let tag = (n * length as u64).to_le_bytes();
-            tag.into_iter().chain((8..length).map(|n| n as u8))
-        };
-        (0..segments).flat_map(segment).collect()
-    }
-
-    fn errors(bytes: &[u8], cut: usize) -> u64 {
-        let mut check = Check::of_segments(100);
-        bytes.chunks(cut).for_each(|piece| check.take(piece));
-        check.errors
-    }
-
-    #[test]
-    fn a_whole_stream_has_no_errors_wherever_it_is_cut() {
-        let bytes = stream(30, 100);
-        for cut in 1..350 {
-            assert_eq!(errors(&bytes, cut), 0, "cut every {cut} bytes");
-        }
-    }
-
-    #[test]
-    fn any_wrong_byte_is_an_error() {
-        let bytes = stream(3, 100);
-        for at in 0..bytes.len() {
-            let mut wrong = bytes.clone();
-            wrong[at] ^= 4;
-            assert_eq!(errors(&wrong, 64), 1, "byte {at}");
-        }
-    }
-
-    #[test]
-    fn a_missing_segment_is_an_error() {
-        let mut bytes = stream(5, 100);
-        bytes.drain(100..200);
-        assert_eq!(errors(&bytes, 1000), 3);
     }
 }

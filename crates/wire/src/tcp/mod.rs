@@ -19,10 +19,7 @@ use crate::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, MapData, RingBuf},
-    programs::{
-        BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp,
-        tc::TcAttachOptions,
-    },
+    programs::{BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp, tc::TcAttachOptions},
 };
 use connection::{Silent, Standing};
 use nix::poll::PollTimeout;
@@ -153,7 +150,11 @@ impl TcpSpec {
 
     /// Between segments, in 1/256 ns.
     fn gap(&self, mss: u32) -> u64 {
-        if self.gbit_per_second > 0.0 { (256.0 * f64::from(mss) * 8.0 / self.gbit_per_second) as u64 } else { 0 }
+        if self.gbit_per_second > 0.0 {
+            (256.0 * f64::from(mss) * 8.0 / self.gbit_per_second) as u64
+        } else {
+            0
+        }
     }
 
     /// Segments sent at once: of a paced wire no more than come in 50 µs.
@@ -219,7 +220,8 @@ impl TcpWire {
         let first = silent[0].standing;
         let mss = spec.segment_bytes(first.mss)?;
         let macs = [testbed.host().mac(), testbed.wire().mac()];
-        let segments: Vec<_> = silent.iter().map(|silent| Segment::new(macs, &silent.standing, mss)).collect();
+        let segments: Vec<_> =
+            silent.iter().map(|silent| Segment::new(macs, &silent.standing, mss)).collect();
         let mut bpf = load(testbed, spec, &first, mss)?;
         let mut maps = Maps::take(&mut bpf)?;
         maps.prepare(&silent, &segments, mss)?;
@@ -285,7 +287,10 @@ impl TcpRunning {
         let silent = std::mem::take(&mut self.silent);
         let maps = &mut self.maps;
         self.wire.enter(|| {
-            silent.into_iter().enumerate().try_for_each(|(index, silent)| maps.hand_back(index as u32, silent))
+            silent
+                .into_iter()
+                .enumerate()
+                .try_for_each(|(index, silent)| maps.hand_back(index as u32, silent))
         })??;
         drop(attached);
         Ok(sent)
@@ -392,7 +397,8 @@ const ACK: usize = 3; // and echo
 const STATE: usize = 4; // and window_scale
 const FURTHEST: usize = 9;
 const SEQUENCE: usize = 12; // and sum
-const HEADER: usize = 14;
+const TIMESTAMP_BASE: usize = 13;
+const HEADER: usize = 15;
 const HEADER_WORDS: usize = 11;
 const CONNECTION_WORDS: usize = 32;
 const FILLING: u32 = 0;
@@ -419,6 +425,7 @@ fn initial(standing: &Standing, segment: &Segment) -> [u64; CONNECTION_WORDS] {
     words[ACK] = standing.sequence.into();
     words[STATE] = u64::from(standing.window_scale) << 32 | u64::from(FILLING);
     words[SEQUENCE] = u64::from(segment.sum) << 32 | u64::from(standing.sequence);
+    words[TIMESTAMP_BASE] = standing.timestamp_base.into();
     let header = segment.bytes.chunks_exact(8).take(HEADER_WORDS);
     for (word, bytes) in words[HEADER..].iter_mut().zip(header) {
         *word = u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
@@ -444,7 +451,6 @@ fn load(testbed: &Testbed, spec: &TcpSpec, standing: &Standing, mss: u32) -> Res
         .override_global("connections_used", &spec.connections, true)
         .override_global("is_v6", &u32::from(standing.peer.is_ipv6()), true)
         .override_global("has_timestamps", &u32::from(standing.has_timestamps), true)
-        .override_global("timestamp_base", &standing.timestamp_base, true)
         .override_global("mss", &mss, true)
         .override_global("batch", &spec.batch, true)
         .override_global("most_burst", &spec.most_burst(mss), true)
@@ -455,7 +461,8 @@ fn load(testbed: &Testbed, spec: &TcpSpec, standing: &Standing, mss: u32) -> Res
         .override_global("limit_ns", &limit_ns, true)
         .load(OBJECT)
         .map_err(|error| Error::bpf("loading the TCP wire (bpf)", &error))?;
-    let refused = |error: aya::programs::ProgramError| Error::bpf("loading the TCP wire (BPF_PROG_LOAD)", &error);
+    let refused =
+        |error: aya::programs::ProgramError| Error::bpf("loading the TCP wire (BPF_PROG_LOAD)", &error);
     program::<Xdp>(&mut bpf, "tcpwire")?.load().map_err(refused)?;
     program::<SchedClassifier>(&mut bpf, "absorb")?.load().map_err(refused)?;
     for (name, event) in TRACED {

@@ -28,7 +28,8 @@ impl Segment {
             _ => unreachable!("both ends of a connection have addresses of one family"),
         }
         let addresses = bytes.len() - if standing.peer.is_ipv4() { 8 } else { 32 };
-        let sum = sum(&bytes[addresses..]) + sum(&[0, TCP]) + sum(&(tcp.len() as u16).to_be_bytes()) + sum(&tcp);
+        let sum =
+            sum(&bytes[addresses..]) + sum(&[0, TCP]) + sum(&(tcp.len() as u16).to_be_bytes()) + sum(&tcp);
         bytes.extend(tcp);
         Self { bytes, sum }
     }
