@@ -25,7 +25,7 @@
 #define MAX_PAYLOAD 4096
 #define TIMESTAMP 0x0a080101 /* NOP, NOP, kind 8, length 10, as every Linux writes it */
 #define RING_LIMIT 240 /* VETH_RING_SIZE 256, less what ptr_ring hands back late (16) */
-#define PATIENCE_NS 20000000ULL
+#define STUCK_NS 200000000ULL
 #define DELACK_NS 60000000ULL /* a lone segment's ACK may take TCP_DELACK_MIN (40 ms) */
 #define WAIT_NS 500000ULL /* the longest wait with softirqs off */
 #define LATE_NS 2000000ULL /* a paced wire that fell behind further drops the backlog */
@@ -100,6 +100,7 @@ const volatile __u64 cap;
 const volatile __u64 gap; /* 1/256 ns a segment, 0: as fast as possible */
 const volatile __u64 limit_bytes; /* a connection, 0: no limit */
 const volatile __u64 limit_ns;
+const volatile __u64 patience_ns = 20000000; /* without an ACK, before it is sent again */
 const volatile __u16 host_port;
 
 struct {
@@ -278,7 +279,7 @@ static __always_inline __u64 waiting(struct sender *s, __u64 now)
 		s->moved_ns = now;
 	}
 	/* Others' frames were counted, or ours vanished (the device went down). */
-	if ((__s64)(s->emitted - taken) < 0 || now - s->moved_ns > 10 * PATIENCE_NS)
+	if ((__s64)(s->emitted - taken) < 0 || now - s->moved_ns > STUCK_NS)
 		s->emitted = taken;
 	return s->emitted - taken;
 }
@@ -287,8 +288,10 @@ static __always_inline __u64 waiting(struct sender *s, __u64 now)
 static __always_inline void recover(struct sender *s, struct connection *c, __u64 acked, __u64 now)
 {
 	int queued = s->taken < c->mark && c->mark <= s->emitted;
-	__u64 patience = c->next - acked <= 2 * mss ? DELACK_NS : PATIENCE_NS;
+	__u64 patience = patience_ns;
 
+	if (patience < DELACK_NS && c->next - acked <= 2 * mss)
+		patience = DELACK_NS;
 	if (acked != c->last_acked || c->next <= acked || queued) {
 		c->last_acked = acked;
 		c->progress_ns = now;

@@ -157,6 +157,12 @@ impl TcpSpec {
         }
     }
 
+    /// Without an ACK, before a connection is sent again. The ACK of a socket that its reader holds waits until that
+    /// reader has had its turn among the others (sk_add_backlog).
+    fn patience_ns(&self) -> u64 {
+        (u64::from(self.connections) * 20_000_000).min(200_000_000) // TCP_RTO_MIN
+    }
+
     /// Segments sent at once: of a paced wire no more than come in 50 µs.
     fn most_burst(&self, mss: u32) -> u32 {
         match self.gap(mss) {
@@ -213,7 +219,7 @@ impl TcpWire {
     /// Opens the connections from `va` of `testbed` and starts sending. The receiver must be listening.
     ///
     /// Congestion control and SACK play no part; a receiver that loses segments gets everything again from the first
-    /// one that is missing, after 20 ms.
+    /// one that is missing, after 20 ms (more with several connections, 200 ms at most).
     pub fn start(testbed: &Testbed, spec: &TcpSpec) -> Result<TcpRunning> {
         spec.check()?;
         let silent = connect(testbed, spec)?;
@@ -459,6 +465,7 @@ fn load(testbed: &Testbed, spec: &TcpSpec, standing: &Standing, mss: u32) -> Res
         .override_global("gap", &spec.gap(mss), true)
         .override_global("limit_bytes", &limit_bytes, true)
         .override_global("limit_ns", &limit_ns, true)
+        .override_global("patience_ns", &spec.patience_ns(), true)
         .load(OBJECT)
         .map_err(|error| Error::bpf("loading the TCP wire (bpf)", &error))?;
     let refused =
