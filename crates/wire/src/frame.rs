@@ -130,7 +130,7 @@ fn v6_octets(address: IpAddr) -> [u8; 16] {
 }
 
 /// The sum of the 16-bit words, an odd byte padded with zero.
-fn sum(bytes: &[u8]) -> u32 {
+pub(crate) fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
 }
 

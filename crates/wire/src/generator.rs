@@ -385,7 +385,7 @@ fn xdp(bpf: &Ebpf) -> Result<&Xdp> {
         .ok_or_else(|| Error::Spec("the BPF object holds no program `wire`".into()))
 }
 
-fn take<M, E: std::error::Error + 'static>(
+pub(crate) fn take<M, E: std::error::Error + 'static>(
     bpf: &mut Ebpf,
     name: &'static str,
     convert: impl FnOnce(Map) -> std::result::Result<M, E>,
@@ -403,7 +403,7 @@ fn header_words(frame: &[u8]) -> [u64; HEADER_WORDS] {
     words
 }
 
-fn readable(fds: &[BorrowedFd<'_>], timeout: PollTimeout) -> Result<i32> {
+pub(crate) fn readable(fds: &[BorrowedFd<'_>], timeout: PollTimeout) -> Result<i32> {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     loop {
         match poll(&mut fds, timeout) {

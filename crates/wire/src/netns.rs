@@ -58,6 +58,12 @@ impl Netns {
         &self.name
     }
 
+    /// What the kernel calls it (net.ns.inum).
+    pub(crate) fn inode(&self) -> Result<u32> {
+        let metadata = self.file.metadata();
+        Ok(metadata.during(|| format!("stat of namespace {}", self.name))?.ino() as u32)
+    }
+
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }

@@ -1,5 +1,7 @@
 //! `hoist wire`: UDP load on a testbed at a stated rate.
 
+mod tcp;
+
 use anyhow::{Result, bail};
 use hoist_wire::{Generator, Limit, Running, Sent, Spec, Testbed};
 use std::{
@@ -11,7 +13,10 @@ use std::{
 
 /// Send UDP datagrams to the host end of a testbed at a stated rate.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// The testbed.
     #[arg(long, value_name = "NAME", default_value = "demo")]
     testbed: String,
@@ -53,7 +58,15 @@ pub(crate) struct Args {
     json: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum Other {
+    Tcp(tcp::Args),
+}
+
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    if let Some(Other::Tcp(args)) = &args.other {
+        return tcp::main(args);
+    }
     let testbed = Testbed::open(&args.testbed)?;
     let running = Generator::start(&testbed, &spec(&args, &testbed)?)?;
     let live = !args.json && std::io::stderr().is_terminal();
