@@ -9,7 +9,6 @@
 mod error;
 mod frame;
 mod generator;
-mod napi;
 mod netlink;
 mod netns;
 mod registry;
@@ -19,7 +18,7 @@ mod testbed;
 
 pub use error::{Error, Result};
 pub use generator::{Generator, Limit, Running, Sent, Spec};
-pub use napi::Napi;
+pub use hoist_napi::Napi;
 pub use netns::Netns;
 pub use registry::{Facts, Listed, State, list, remove};
 pub use stamp::Stamp;
