@@ -12,6 +12,7 @@
 
 #define STAMP_MAGIC 0x7748
 #define PORTS 0x4000 /* source ports a source address carries flows on */
+#define LONGEST_WAIT_NS 200000
 #define LATE_NS 20000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
 
 struct stamp {
@@ -29,12 +30,15 @@ struct wire_state {
 	__u64 first_ns;
 	__u64 last_ns;
 	__u64 done;
+	__u64 runs;
+	__u64 go;
 	__u64 header[9];
 };
 
 /* Constants to the verifier: the branches on them cost nothing at run time. */
 const volatile __u32 ifindex;
 const volatile __u64 gap; /* 1/256 ns between frames, 0: as fast as possible */
+const volatile __u32 batch = 1; /* frames the kernel hands over at once, a power of two */
 const volatile __u64 limit_packets; /* 0: no limit */
 const volatile __u64 limit_ns;
 const volatile __u64 flows = 1;
@@ -81,19 +85,41 @@ static __always_inline __u64 halves(__u64 value)
 	return (value & 0xffffffff) + (value >> 32);
 }
 
-/* true when the next slot has come; takes it */
+static long has_come(__u32 i, __u64 *until)
+{
+	return bpf_ktime_get_ns() >= *until;
+}
+
+/*
+ * true when the next batch's slot has come; takes it. Waits in here: a frame dropped while waiting goes back to the page
+ * pool, whose lock the receiver needs for every frame. Not for long: softirqs of this CPU wait meanwhile.
+ */
+static __always_inline int slot(struct wire_state *s, __u64 now)
+{
+	__u64 until = s->next >> 8;
+
+	if (now < until) {
+		if (until - now > LONGEST_WAIT_NS)
+			until = now + LONGEST_WAIT_NS;
+		bpf_loop(1 << 20, has_come, &until, 0);
+		now = bpf_ktime_get_ns();
+	}
+	if (now << 8 < s->next)
+		return 0;
+	if ((now << 8) - s->next > (__u64)LATE_NS << 8)
+		s->next = now << 8;
+	s->next += gap * batch;
+	return 1;
+}
+
+/* true when this frame may go; only the first of a batch waits, for the kernel wakes the other end after the last */
 static __always_inline int due(struct wire_state *s, __u64 now)
 {
-	__u64 at = now << 8;
-
 	if (!gap)
 		return 1;
-	if (at < s->next)
-		return 0;
-	if (at - s->next > (__u64)LATE_NS << 8)
-		s->next = at;
-	s->next += gap;
-	return 1;
+	if (!(s->runs++ & (batch - 1)))
+		s->go = slot(s, now);
+	return s->go;
 }
 
 static __always_inline void next_flow(struct wire_state *s)
@@ -158,6 +184,7 @@ int wire(struct xdp_md *ctx)
 		return finish(s);
 	if (!due(s, now))
 		return XDP_DROP;
+	now = bpf_ktime_get_ns();
 	if (!fill(ctx, s, now))
 		return XDP_ABORTED;
 	next_flow(s);

@@ -2,6 +2,7 @@
 
 use crate::{
     demux::Endpoint,
+    driver,
     engine::{self, ENGINE, NewRing},
     epoll::{self, Epoll},
     lock::PumpLock,
@@ -224,14 +225,20 @@ fn unmapped(octets: [u8; 16]) -> Ip {
 /// After a successful `bind`.
 pub(crate) fn bound(socket: &'static Socket, fd: i32, asked_port: u16) {
     socket.named_port.store(asked_port != 0, Relaxed);
-    if asked_port != 0 {
+    if asked_port != 0 && !waits_for_a_datagram(socket) {
         register(socket, fd);
     }
 }
 
+/// A socket that does not know its NAPI instance cannot be spun on (see [`driver`]): the first datagram tells it.
+fn waits_for_a_datagram(socket: &'static Socket) -> bool {
+    page_for_young().is_some() && driver::spins() && socket.young_reads.load(Relaxed) == 0
+}
+
 /// After `connect` (also to AF_UNSPEC), or an option that changes who may send.
 pub(crate) fn changed(socket: &'static Socket, fd: i32) {
-    if socket.named_port.load(Relaxed) || socket.state() != State::Kernel {
+    let named = socket.named_port.load(Relaxed) && !waits_for_a_datagram(socket);
+    if named || socket.state() != State::Kernel {
         register(socket, fd);
     }
 }
@@ -262,7 +269,8 @@ pub(crate) fn read_while_young(socket: &'static Socket, fd: i32, bytes: usize) {
         page.unregistered_bytes.fetch_add(bytes as u64, Relaxed);
     }
     let reads = socket.young_reads.fetch_add(1, Relaxed) + 1;
-    if reads >= YOUNG.load(Relaxed) && socket.kernel_waits.load(SeqCst) == 0 {
+    let enough = if socket.named_port.load(Relaxed) { 1 } else { YOUNG.load(Relaxed) };
+    if reads >= enough && socket.kernel_waits.load(SeqCst) == 0 {
         register(socket, fd);
     }
 }
@@ -323,6 +331,10 @@ fn watched_by_shared_epoll(socket: &'static Socket) -> bool {
 }
 
 fn begin_lift(socket: &'static Socket, endpoint: Endpoint) {
+    // An error of a connected socket is the program's, and a busy poll would take it.
+    if driver::spins() && endpoint.peer.is_none() {
+        driver::learn(socket.fd.load(Relaxed));
+    }
     let Some(mut state) = ENGINE.lock() else { return };
     let known = state.remove_socket(socket);
     if !known {
@@ -495,6 +507,7 @@ pub(crate) fn duplicated(old: i32, new: i32) {
 
 /// `fd` is about to be closed.
 pub(crate) fn closing(fd: i32) {
+    driver::forget(fd);
     if let Some(socket) = SOCKETS.of(fd)
         && own_process()
     {

@@ -7,6 +7,7 @@
 
 use crate::{
     control,
+    driver::{self, Spun},
     engine::{self, ENGINE},
     lock::PumpLock,
     next,
@@ -615,6 +616,11 @@ impl Wait {
             engine::pump();
             if let Some(count) = self.without_sleep(epoll, room)? {
                 return Ok(count);
+            }
+            match driver::spin(-1, self.deadline, || !epoll.nothing_lifted()) {
+                Spun::Lifted => continue,
+                Spun::Signal { .. } => return Err(Errno(libc::EINTR)),
+                Spun::Kernel | Spun::Nothing => {}
             }
             epoll.waiters.fetch_add(1, SeqCst);
             fence(SeqCst);

@@ -14,6 +14,7 @@
 //! | `engine` | rings to sockets |
 //! | `receive`, `message` | reads, and datagrams in the program's terms |
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
+//! | `driver` | busy polling |
 //! | `demux`, `options`, `queue`, `frames` | pure cores |
 //!
 //! Nothing here panics on what a program or a packet can do, allocates for a datagram, or waits for a lock on the way of
@@ -28,6 +29,7 @@ mod bells;
 #[allow(unsafe_code)]
 mod control;
 mod demux;
+mod driver;
 #[allow(unsafe_code)]
 mod engine;
 #[allow(unsafe_code)]

@@ -1,6 +1,7 @@
 //! `poll` and `select` over sets that hold lifted sockets.
 
 use crate::{
+    driver::{self, Spun},
     engine, epoll, next,
     socket::Socket,
     sys,
@@ -59,6 +60,11 @@ pub(crate) fn poll(
             let count = sys::poll_look(fds.as_mut_ptr(), fds.len())?;
             engine::pump();
             return Ok(count + mark(fds));
+        }
+        match driver::spin(-1, deadline, || lifted(fds).any(|socket| !socket.is_empty())) {
+            Spun::Lifted => return answer(fds),
+            Spun::Signal { .. } => return Err(Errno(libc::EINTR)),
+            Spun::Kernel | Spun::Nothing => {}
         }
         if let Some(count) = sleep(fds, deadline, mask)? {
             return Ok(count);

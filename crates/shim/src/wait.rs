@@ -1,7 +1,9 @@
 //! Sleeping until something can be read: the kernel's queue, the rings, or a bell that another thread rings.
 
 use crate::{
-    bells, control, engine, next,
+    bells,
+    driver::{self, Spun},
+    engine, next,
     signals::{self, Handlers, Held},
     socket::Socket,
     sys,
@@ -167,8 +169,12 @@ pub(crate) enum Woken {
 
 /// Sleeps until a read of `socket` is worth another try.
 pub(crate) fn for_socket(socket: &Socket, fd: c_int, deadline: Deadline) -> Woken {
-    if spin(socket) {
-        return Woken::Look;
+    match driver::spin(fd, deadline, || !socket.is_empty()) {
+        Spun::Lifted => return Woken::Look,
+        Spun::Kernel => return Woken::Kernel,
+        // with a timeout, Linux never restarts (sock_intr_errno)
+        Spun::Signal { restarts } if !(restarts && deadline.is_never()) => return Woken::Interrupted,
+        Spun::Signal { .. } | Spun::Nothing => {}
     }
     let waiting = Waiting::on(core::iter::once(socket));
     if waiting.ready() {
@@ -185,23 +191,6 @@ pub(crate) fn for_socket(socket: &Socket, fd: c_int, deadline: Deadline) -> Woke
     let woken = sleep(&mut set, limit, deadline);
     waiting.end();
     woken
-}
-
-/// Looks at the rings for `--spin-us` before sleeping; true if something came.
-fn spin(socket: &Socket) -> bool {
-    let spin_us = control::SPIN_US.load(Relaxed);
-    if spin_us == 0 {
-        return false;
-    }
-    let end = Deadline::after(Some(u64::from(spin_us) * 1000));
-    while !end.over() {
-        engine::pump();
-        if !socket.is_empty() {
-            return true;
-        }
-        core::hint::spin_loop();
-    }
-    false
 }
 
 fn sleep(set: &mut PollSet, limit: Option<u64>, deadline: Deadline) -> Woken {

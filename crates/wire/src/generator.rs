@@ -169,6 +169,14 @@ impl Spec {
         Ok(())
     }
 
+    /// Frames handed over at once, a power of two: as many as come in some microseconds, as a NIC moderates its interrupts.
+    fn batch(&self) -> u32 {
+        match self.packets_per_second {
+            0.0 => MOST_BATCH,
+            rate => 1 << ((rate * BATCH_SECONDS).max(1.0) as u32).min(MOST_BATCH).ilog2(),
+        }
+    }
+
     /// Between frames, in 1/256 ns.
     fn gap(&self) -> u64 {
         if self.packets_per_second > 0.0 { (256e9 / self.packets_per_second) as u64 } else { 0 }
@@ -221,6 +229,7 @@ impl Generator {
             wire: testbed.wire().netns().clone(),
             cpu: spec.cpu,
             favoured: spec.favoured,
+            batch: spec.batch(),
             bpf,
             frame: frame.bytes,
             stopping: Arc::clone(&stopping),
@@ -300,6 +309,7 @@ struct Run {
     wire: Netns,
     cpu: usize,
     favoured: bool,
+    batch: u32,
     bpf: Ebpf,
     frame: Vec<u8>,
     stopping: Arc<AtomicBool>,
@@ -318,7 +328,7 @@ impl Run {
             let mut options = TestRunOptions::new();
             options.data_in = Some(&self.frame);
             options.repeat = REPEAT;
-            options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
+            options.attrs = TestRunAttrs::new().xdp_live_frames(self.batch);
             match program.test_run(options) {
                 Err(ProgramError::SyscallError(error))
                     if error.io_error.raw_os_error() == Some(libc::EINTR) => {}
@@ -331,7 +341,8 @@ impl Run {
 }
 
 const MOST_FLOWS: u64 = 1 << 28;
-const BATCH: u32 = 64;
+const MOST_BATCH: u32 = 64;
+const BATCH_SECONDS: f64 = 32e-6;
 const REPEAT: u32 = 1 << 31; // the kernel counts iterations in 32 bits
 const FIRST_PORT: u16 = 20000;
 const OTHER_LOW: u16 = 0x0100;
@@ -340,7 +351,7 @@ const OTHER_LOW: u16 = 0x0100;
 const SENT: usize = 1;
 const FIRST_NS: usize = 4;
 const LAST_NS: usize = 5;
-const HEADER: usize = 7;
+const HEADER: usize = 9;
 const HEADER_WORDS: usize = 9;
 const STATE_WORDS: usize = HEADER + HEADER_WORDS;
 
@@ -357,6 +368,7 @@ fn load(spec: &Spec, shape: &Shape, frame: &Frame, ifindex: u32) -> Result<Ebpf>
     let mut bpf = EbpfLoader::new()
         .override_global("ifindex", &ifindex, true)
         .override_global("gap", &spec.gap(), true)
+        .override_global("batch", &spec.batch(), true)
         .override_global("limit_packets", &limit_packets, true)
         .override_global("limit_ns", &limit_ns, true)
         .override_global("flows", &spec.flows, true)

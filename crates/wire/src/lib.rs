@@ -11,7 +11,6 @@ mod error;
 mod frame;
 mod generator;
 mod live;
-mod napi;
 mod netlink;
 mod netns;
 mod registry;
@@ -22,7 +21,7 @@ mod testbed;
 
 pub use error::{Error, Result};
 pub use generator::{Generator, Limit, Running, Sent, Spec};
-pub use napi::Napi;
+pub use hoist_napi::Napi;
 pub use netns::Netns;
 pub use registry::{Facts, Listed, State, list, remove};
 pub use stamp::Stamp;
