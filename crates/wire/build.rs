@@ -1,6 +1,8 @@
-//! Compiles the generator and the sink that shows the limit.
+//! Compiles the generator, the emulated link, the sink that shows the limit and the one that shows the wire's.
 
 fn main() {
+    println!("cargo::rerun-if-changed=../../bpf/wire.h");
     hoist_bpf_build::compile("wire");
     hoist_bpf_build::compile("sink");
+    hoist_bpf_build::compile("discard");
 }

@@ -6,21 +6,30 @@
 
 #![deny(unsafe_code)]
 
+mod draw;
+mod egress;
 mod error;
 mod frame;
 mod generator;
 mod napi;
 mod netlink;
 mod netns;
+mod order;
+mod pattern;
+mod random;
 mod registry;
 mod stamp;
 mod sys;
 mod testbed;
 
+pub use draw::Popularity;
+pub use egress::Egress;
 pub use error::{Error, Result};
 pub use generator::{Generator, Limit, Running, Sent, Spec};
 pub use napi::Napi;
 pub use netns::Netns;
+pub use order::Order;
+pub use pattern::{Mixed, Pattern};
 pub use registry::{Facts, Listed, State, list, remove};
 pub use stamp::Stamp;
 pub use sys::{Offload, Precedence, in_own_session, pin_thread, prefer_thread, unpin_thread};
