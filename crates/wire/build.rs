@@ -4,5 +4,6 @@ fn main() {
     println!("cargo::rerun-if-changed=../../bpf/wire.h");
     hoist_bpf_build::compile("wire");
     hoist_bpf_build::compile("sink");
+    hoist_bpf_build::compile("link");
     hoist_bpf_build::compile("discard");
 }

@@ -8,6 +8,7 @@ use crate::{
     egress::Egress,
     error::{During, Error, Result},
     frame::{Frame, Shape},
+    link::Link,
     netns::Netns,
     order::Order,
     pattern::{FIRST_PORT, Flows, Layout, Mixed, Pattern},
@@ -263,6 +264,12 @@ impl Generator {
     /// Starts sending from `va` of `testbed`.
     pub fn start(testbed: &Testbed, spec: &Spec) -> Result<Running> {
         Self::start_on(&Egress::of(testbed, spec.target, spec.vlan), spec)
+    }
+
+    /// Starts sending over an emulated link of `testbed` to its host.
+    pub fn start_over(link: &Link, testbed: &Testbed, spec: &Spec) -> Result<Running> {
+        let ifindex = link.ifindex();
+        Self::start_on(&Egress { ifindex, ..Egress::of(testbed, spec.target, spec.vlan) }, spec)
     }
 
     /// Starts sending from a device.

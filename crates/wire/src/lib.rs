@@ -2,6 +2,8 @@
 //!
 //! * [`Testbed`]: two network namespaces joined by a veth pair, made and removed by netlink.
 //! * [`Generator`]: UDP frames at a stated rate from one core, handed to the host's end by pointer.
+//! * [`Pattern`], [`Popularity`]: who sends to whom, and how often.
+//! * [`Link`]: loss, delay, reordering, corruption and duplication for whatever crosses the cable, from a seed.
 //! * [`Stamp`]: what every generated datagram carries, so that a receiver can tell loss and reordering.
 
 #![deny(unsafe_code)]
@@ -11,6 +13,9 @@ mod egress;
 mod error;
 mod frame;
 mod generator;
+mod impair;
+mod line;
+mod link;
 mod napi;
 mod netlink;
 mod netns;
@@ -26,6 +31,8 @@ pub use draw::Popularity;
 pub use egress::Egress;
 pub use error::{Error, Result};
 pub use generator::{Generator, Limit, Running, Sent, Spec};
+pub use impair::{Fate, Fates, Impairment};
+pub use link::{Direction, Link, LinkCounts};
 pub use napi::Napi;
 pub use netns::Netns;
 pub use order::Order;

@@ -93,6 +93,14 @@ impl Route {
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
+    /// How many packets the device's queue has room for.
+    pub(crate) fn set_queue_len(&self, index: u32, packets: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::TxQueueLen(packets)];
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
     /// Adds an address that is usable at once: no duplicate address detection.
     pub(crate) fn add_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> io::Result<()> {
         let mut message = AddressMessage::default();
