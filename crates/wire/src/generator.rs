@@ -175,6 +175,10 @@ impl Spec {
     }
 
     fn shape(&self, egress: &Egress) -> Result<Shape> {
+        if egress.source.first.is_ipv4() != self.target.is_ipv4() {
+            let (from, to) = (egress.source.first, self.target.ip());
+            return Err(Error::Spec(format!("{from} and {to} are of two families")));
+        }
         let mut shape = Shape {
             source_mac: egress.source_mac,
             target_mac: egress.target_mac,
@@ -272,7 +276,7 @@ impl Generator {
         Self::start_on(&Egress { ifindex, ..Egress::of(testbed, spec.target, spec.vlan) }, spec)
     }
 
-    /// Starts sending from a device.
+    /// Starts sending from a device: in the network namespace of the calling thread.
     pub fn start_on(egress: &Egress, spec: &Spec) -> Result<Running> {
         spec.check()?;
         let shape = spec.shape(egress)?;
