@@ -1,5 +1,6 @@
 //! What to send: the flags that describe traffic, and what they come to.
 
+use super::rate;
 use anyhow::{Result, bail};
 use hoist_wire::{Limit, Mixed, Pattern, Popularity, Spec, Stamp};
 use std::{net::SocketAddr, time::Duration};
@@ -129,34 +130,5 @@ impl Traffic {
             Some(frames) => Limit::Packets(frames),
             None => Limit::Time(Duration::from_secs_f64(self.seconds)),
         })
-    }
-}
-
-/// A number with an optional k, M or G.
-pub(crate) fn rate(text: &str) -> Result<f64, String> {
-    let (number, factor) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&text[..at], 1e3),
-        Some((at, 'M')) => (&text[..at], 1e6),
-        Some((at, 'G')) => (&text[..at], 1e9),
-        _ => (text, 1.0),
-    };
-    match number.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value * factor),
-        _ => Err(format!("{text:?} is no rate: a number, with k, M or G if you like")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::rate;
-
-    #[test]
-    fn rates_take_a_factor_and_nothing_else() {
-        assert_eq!(rate("1.75M"), Ok(1.75e6));
-        assert_eq!(rate("300k"), Ok(3e5));
-        assert_eq!(rate("0"), Ok(0.0));
-        for bad in ["", "M", "-1", "1.5X", "inf", "nan"] {
-            assert!(rate(bad).is_err(), "{bad:?}");
-        }
     }
 }
