@@ -9,9 +9,9 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#include "wire.h"
 
 #define STAMP_MAGIC 0x7748
-#define PORTS 0x4000 /* source ports a source address carries flows on */
 #define LONGEST_WAIT_NS 200000
 #define LATE_NS 20000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
 
@@ -21,43 +21,6 @@ struct stamp {
 	__u64 seq;
 	__u64 time_ns;
 } __attribute__((packed));
-
-struct wire_state {
-	__u64 next; /* 1/256 ns */
-	__u64 sent;
-	__u64 flow;
-	__u64 seq;
-	__u64 first_ns;
-	__u64 last_ns;
-	__u64 done;
-	__u64 runs;
-	__u64 go;
-	__u64 header[9];
-};
-
-/* Constants to the verifier: the branches on them cost nothing at run time. */
-const volatile __u32 ifindex;
-const volatile __u64 gap; /* 1/256 ns between frames, 0: as fast as possible */
-const volatile __u32 batch = 1; /* frames the kernel hands over at once, a power of two */
-const volatile __u64 limit_packets; /* 0: no limit */
-const volatile __u64 limit_ns;
-const volatile __u64 flows = 1;
-const volatile __u32 header_words; /* header bytes / 8, rounded up: the stamp is written after it */
-const volatile __u32 ip_at;
-const volatile __u32 is_v6;
-const volatile __u32 checksummed;
-const volatile __u32 ip_sum; /* of the header without check and the low half of the source address */
-const volatile __u32 udp_sum; /* of pseudo header, header, payload without what varies */
-const volatile __u16 first_port;
-const volatile __u16 first_low; /* low 16 bits of the first source address */
-const volatile __u16 other_low; /* the base of those that further flows come from */
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct wire_state);
-} state SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -122,48 +85,58 @@ static __always_inline int due(struct wire_state *s, __u64 now)
 	return s->go;
 }
 
-static __always_inline void next_flow(struct wire_state *s)
-{
-	s->flow++;
-	if (s->flow >= flows) {
-		s->flow = 0;
-		s->seq++;
-	}
-}
-
-static __always_inline int fill(struct xdp_md *ctx, struct wire_state *s, __u64 now)
+static __always_inline int fill(struct xdp_md *ctx, struct wire_state *s, const struct pick *pick, __u64 now)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	const __u64 *header = pick->is_short ? s->short_header : s->header;
 	__u32 udp_at = ip_at + (is_v6 ? 40 : 20);
-	__u16 low = s->flow < PORTS ? first_low : other_low + (s->flow / PORTS);
-	__u16 port = bpf_htons(first_port + (s->flow & (PORTS - 1)));
+	struct place place = place_of(pick->flow);
+	__u16 low = bpf_htons(place.sender ? other_low + place.sender : first_low);
+	__u16 port = bpf_htons(first_port + place.port);
+	__u16 target = bpf_htons(target_port + place.receiver);
 	struct stamp *stamp;
 	__u64 sum;
 
 	if (data + udp_at + 8 + sizeof(*stamp) > end || data + header_words * 8 > end)
 		return 0;
 #pragma unroll
-	for (int i = 0; i < 9; i++)
+	for (int i = 0; i < HEADER_WORDS; i++)
 		if (i < header_words)
-			((__u64 *)data)[i] = s->header[i];
-	low = bpf_htons(low);
+			((__u64 *)data)[i] = header[i];
 	if (is_v6) {
 		*(__u16 *)(data + ip_at + 22) = low;
 	} else {
 		*(__u16 *)(data + ip_at + 14) = low;
-		*(__u16 *)(data + ip_at + 10) = fold(ip_sum + low);
+		*(__u16 *)(data + ip_at + 10) = fold((pick->is_short ? short_ip_sum : ip_sum) + low);
 	}
 	*(__u16 *)(data + udp_at) = port;
+	*(__u16 *)(data + udp_at + 2) = target;
 	stamp = data + udp_at + 8;
 	stamp->magic = STAMP_MAGIC;
-	stamp->flow = s->flow;
-	stamp->seq = s->seq;
+	stamp->flow = pick->flow;
+	stamp->seq = pick->seq;
 	stamp->time_ns = now;
 	if (!checksummed)
 		return 1;
-	sum = (__u64)udp_sum + low + port + STAMP_MAGIC + s->flow + halves(s->seq) + halves(now);
+	sum = (__u64)(pick->is_short ? short_udp_sum : udp_sum) + low + port + target;
+	sum += (__u64)STAMP_MAGIC + pick->flow + halves(pick->seq) + halves(now);
 	*(__u16 *)(data + udp_at + 6) = fold(sum) ?: 0xffff;
 	return 1;
+}
+
+static __always_inline int send(struct xdp_md *ctx, struct wire_state *s, __u64 now)
+{
+	struct pick pick = {};
+
+	if (!choose(s, &pick))
+		return XDP_ABORTED;
+	if (shrink && pick.is_short && bpf_xdp_adjust_tail(ctx, -(int)shrink))
+		return XDP_ABORTED;
+	if (!fill(ctx, s, &pick, now))
+		return XDP_ABORTED;
+	s->sent++;
+	s->last_ns = now;
+	return bpf_redirect(ifindex, 0);
 }
 
 SEC("xdp")
@@ -184,13 +157,7 @@ int wire(struct xdp_md *ctx)
 		return finish(s);
 	if (!due(s, now))
 		return XDP_DROP;
-	now = bpf_ktime_get_ns();
-	if (!fill(ctx, s, now))
-		return XDP_ABORTED;
-	next_flow(s);
-	s->sent++;
-	s->last_ns = now;
-	return bpf_redirect(ifindex, 0);
+	return send(ctx, s, bpf_ktime_get_ns());
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -1,4 +1,5 @@
-//! The NAPI instances of a device, from the kernel's netdev family (Documentation/netlink/specs/netdev.yaml).
+//! What the kernel's netdev family tells of a device: its NAPI instances, and what of XDP it can do
+//! (Documentation/netlink/specs/netdev.yaml).
 
 #![deny(unsafe_code)]
 
@@ -86,7 +87,19 @@ fn set_option(socket: BorrowedFd<'_>, option: i32, value: i32) -> io::Result<()>
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A socket, and the number of the family.
+/// Whether frames of XDP programs can be sent from device `ifindex` (ndo_xdp_xmit).
+///
+/// # Errors
+/// netlink's; a kernel before 6.3 does not tell.
+pub fn sends_frames(ifindex: u32) -> io::Result<bool> {
+    let (socket, family) = open()?;
+    let device = attribute(DEV_IFINDEX, &ifindex.to_ne_bytes());
+    let replies = talk(&socket, family, NETDEV_CMD_DEV_GET, 0, &device)?;
+    let features = replies.iter().find_map(|reply| find(reply, DEV_XDP_FEATURES)?.try_into().ok());
+    Ok(features.map_or(0, u64::from_ne_bytes) & NDO_XMIT != 0)
+}
+
+/// A connected socket, and the number of the netdev family.
 fn open() -> io::Result<(Socket, u16)> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind_auto()?;
@@ -104,8 +117,12 @@ const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_CMD_NAPI_GET: u8 = 11;
 const NETDEV_CMD_NAPI_SET: u8 = 14;
+const DEV_IFINDEX: u16 = 1;
+const DEV_XDP_FEATURES: u16 = 3;
+const NDO_XMIT: u64 = 4;
 const NAPI_IFINDEX: u16 = 1;
 const NAPI_ID: u16 = 2;
 const NAPI_PID: u16 = 4;

@@ -37,7 +37,7 @@ pub enum Error {
     #[error("{0}")]
     Spec(String),
     /// The BPF program was refused.
-    #[error("{operation}: {why}: the generator needs CAP_BPF, CAP_NET_ADMIN and Linux 5.18 or newer")]
+    #[error("{operation}: {why}: the wire needs CAP_BPF, CAP_NET_ADMIN and Linux 6.6 or newer")]
     Bpf {
         /// What was being done.
         operation: &'static str,

@@ -14,7 +14,7 @@ pub(crate) struct Shape {
     pub(crate) payload_len: usize,
 }
 
-/// A frame with source port, low half of the source address, checksums and stamp still zero.
+/// A frame with ports, low half of the source address, checksums and stamp still zero.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) bytes: Vec<u8>,
@@ -37,14 +37,6 @@ impl Shape {
 
     fn ip_len(&self) -> usize {
         if self.target.is_ipv4() { 20 } else { 40 }
-    }
-
-    /// The low 16 bits of the source address.
-    pub(crate) fn source_low(&self) -> u16 {
-        match self.source {
-            IpAddr::V4(v4) => u32::from(v4) as u16,
-            IpAddr::V6(v6) => v6.segments()[7],
-        }
     }
 
     pub(crate) fn frame(&self) -> Frame {
@@ -97,8 +89,7 @@ impl Shape {
     }
 
     fn udp(&self, bytes: &mut Vec<u8>) {
-        bytes.extend([0, 0]);
-        bytes.extend(self.target.port().to_be_bytes());
+        bytes.extend([0; 4]);
         bytes.extend((8 + self.payload_len as u16).to_be_bytes());
         bytes.extend([0, 0]);
         bytes.extend([0; Stamp::LEN]);

@@ -4,39 +4,40 @@
 //! whose ring is full. Frames from CPU n arrive on queue n modulo the queues of `vb` (veth_select_rxq).
 
 use crate::{
+    draw::Popularity,
+    egress::Egress,
     error::{During, Error, Result},
-    frame::{Frame, Shape, mac_of},
-    netns::Netns,
+    frame::{Frame, Shape},
+    link::Link,
+    live::{Live, LiveThread},
+    order::Order,
+    pattern::{FIRST_PORT, Flows, Layout, Mixed, Pattern},
+    random::Random,
     stamp::Stamp,
-    sys,
     testbed::Testbed,
 };
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, RingBuf},
-    programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, Xdp},
+    programs::Xdp,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
-    io::{PipeReader, PipeWriter, pipe},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
 /// What to send.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    target: SocketAddr,
+    pub(crate) target: SocketAddr,
     size: Size,
     packets_per_second: f64,
-    flows: u64,
-    vlan: Option<u16>,
+    flows: Flows,
+    popularity: Popularity,
+    seed: u64,
+    pub(crate) vlan: Option<u16>,
     checksum: bool,
     limit: Limit,
     cpu: usize,
@@ -67,7 +68,9 @@ impl Spec {
             target,
             size: Size::Payload(Stamp::LEN),
             packets_per_second: 0.0,
-            flows: 1,
+            flows: Flows::in_turn(1),
+            popularity: Popularity::InTurn,
+            seed: 0,
             vlan: None,
             checksum: true,
             limit: Limit::None,
@@ -94,9 +97,32 @@ impl Spec {
         self
     }
 
-    /// Flows in turn: they differ in source port, and from 16,384 on in source address too.
+    /// Flows to one port: they differ in source port, and from 16,384 on in source address too.
     pub fn flows(mut self, flows: u64) -> Self {
-        self.flows = flows;
+        self.flows = Flows::in_turn(flows);
+        self
+    }
+
+    /// Flows from and to whom; takes the place of [`Spec::flows`].
+    pub fn pattern(mut self, pattern: Pattern) -> Self {
+        self.flows = Flows::of(pattern);
+        self
+    }
+
+    /// How often each flow is sent; in turn unless told. A million (2^20) flows at most can be drawn at random.
+    pub fn popularity(mut self, popularity: Popularity) -> Self {
+        self.popularity = popularity;
+        self
+    }
+
+    /// [`Popularity::Zipf`] of this exponent.
+    pub fn zipf(self, s: f64) -> Self {
+        self.popularity(Popularity::Zipf(s))
+    }
+
+    /// What random choices depend on: the same seed repeats them. 0 unless told.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
         self
     }
 
@@ -130,19 +156,27 @@ impl Spec {
         self
     }
 
-    fn shape(&self, testbed: &Testbed) -> Result<Shape> {
-        let wire = testbed.wire();
-        let source: IpAddr = match (self.target.is_ipv4(), self.vlan.is_some()) {
-            (true, false) => wire.v4().into(),
-            (true, true) => wire.vlan_v4().into(),
-            (false, false) => wire.v6().into(),
-            (false, true) => wire.vlan_v6().into(),
-        };
+    /// Which flow each frame belongs to: what a receiver that loses nothing sees.
+    pub fn order(&self) -> Order {
+        let table = self.popularity.table(self.flows.long as usize);
+        Order::new(self.flows, table.map(|table| (table, Random::seeded(self.seed))))
+    }
+
+    /// Source and destination of a flow, as sent from `egress`.
+    fn ends(&self, egress: &Egress, flow: u64) -> (SocketAddr, SocketAddr) {
+        self.flows.ends(egress.source, self.target, flow)
+    }
+
+    fn shape(&self, egress: &Egress) -> Result<Shape> {
+        if egress.source.first.is_ipv4() != self.target.is_ipv4() {
+            let (from, to) = (egress.source.first, self.target.ip());
+            return Err(Error::Spec(format!("{from} and {to} are of two families")));
+        }
         let mut shape = Shape {
-            source_mac: wire.mac(),
-            target_mac: mac_of(self.target.ip(), testbed.host().mac()),
+            source_mac: egress.source_mac,
+            target_mac: egress.target_mac,
             vlan: self.vlan,
-            source,
+            source: egress.source.first,
             target: self.target,
             payload_len: 0,
         };
@@ -151,7 +185,7 @@ impl Spec {
             Size::Payload(bytes) => bytes,
             Size::Frame(bytes) => bytes.saturating_sub(headers),
         };
-        let most = testbed.facts().mtu as usize + shape.mtu_excluded() - headers;
+        let most = egress.mtu as usize + shape.mtu_excluded() - headers;
         if !(Stamp::LEN..=most).contains(&shape.payload_len) {
             let (least, most) = (headers + Stamp::LEN, headers + most);
             return Err(Error::Spec(format!("a frame of this kind has {least} to {most} bytes here")));
@@ -159,14 +193,35 @@ impl Spec {
         Ok(shape)
     }
 
+    /// The shape of short frames.
+    fn short(&self, long: &Shape, mixed: Mixed) -> Result<Shape> {
+        let (least, most) = (Stamp::LEN, long.payload_len);
+        if !(least..=most).contains(&mixed.short_payload_len) {
+            return Err(Error::Spec(format!(
+                "short frames carry {least} bytes to as many as the long ones, {most}: not {}",
+                mixed.short_payload_len
+            )));
+        }
+        Ok(Shape { payload_len: mixed.short_payload_len, ..*long })
+    }
+
     fn check(&self) -> Result<()> {
+        let wrong = |why: String| Err(Error::Spec(why));
         if !(self.packets_per_second >= 0.0 && self.packets_per_second <= 1e9) {
-            return Err(Error::Spec(format!("{} frames per second is no rate", self.packets_per_second)));
+            return wrong(format!("{} frames per second is no rate", self.packets_per_second));
         }
-        if !(1..=MOST_FLOWS).contains(&self.flows) {
-            return Err(Error::Spec(format!("1 to {MOST_FLOWS} flows, not {}", self.flows)));
+        self.flows.check(self.target.port())?;
+        match self.popularity {
+            Popularity::InTurn => Ok(()),
+            Popularity::Zipf(s) if !(0.0..=100.0).contains(&s) => wrong(format!("Zipf({s}): s is 0 to 100")),
+            _ if self.flows.mixed.is_some() => {
+                wrong("mixed flows have their own shares: none are drawn at random".into())
+            }
+            _ if self.flows.long > MOST_DRAWN => {
+                wrong(format!("{MOST_DRAWN} flows at most are drawn at random, not {}", self.flows.long))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Frames handed over at once, a power of two: as many as come in some microseconds, as a NIC moderates its interrupts.
@@ -213,31 +268,40 @@ pub struct Generator;
 impl Generator {
     /// Starts sending from `va` of `testbed`.
     pub fn start(testbed: &Testbed, spec: &Spec) -> Result<Running> {
+        Self::start_on(&Egress::of(testbed, spec.target, spec.vlan), spec)
+    }
+
+    /// Starts sending over an emulated link of `testbed` to its host.
+    pub fn start_over(link: &Link, testbed: &Testbed, spec: &Spec) -> Result<Running> {
+        let ifindex = link.ifindex();
+        Self::start_on(&Egress { ifindex, ..Egress::of(testbed, spec.target, spec.vlan) }, spec)
+    }
+
+    /// Starts sending from a device: in the network namespace of the calling thread.
+    pub fn start_on(egress: &Egress, spec: &Spec) -> Result<Running> {
         spec.check()?;
-        let shape = spec.shape(testbed)?;
-        let frame = shape.frame();
-        let mut bpf = load(spec, &shape, &frame, testbed.wire().ifindex())?;
-        let mut state = take(&mut bpf, "state", Array::try_from)?;
+        let shape = spec.shape(egress)?;
+        let short = spec.flows.mixed.map_or(Ok(shape), |mixed| spec.short(&shape, mixed))?;
+        let [frame, short] = [shape.frame(), short.frame()];
+        let mut bpf = load(spec, &shape, [&frame, &short], egress)?;
+        set_slots(&mut bpf, spec)?;
+        let state = initial_state(&mut bpf, spec, [&frame, &short])?;
         let done = take(&mut bpf, "done", RingBuf::try_from)?;
-        let mut initial = [0; STATE_WORDS];
-        initial[HEADER..].copy_from_slice(&header_words(&frame.bytes));
-        state.set(0, initial, 0).map_err(|error| Error::bpf("setting up the generator's map", &error))?;
-        let (ended, alive) = pipe().during(|| "making a pipe".into())?;
-        let stopping = Arc::new(AtomicBool::new(false));
-        sys::allow_interrupts();
-        let run = Run {
-            wire: testbed.wire().netns().clone(),
+        let live = Live {
+            netns: egress.netns.clone(),
             cpu: spec.cpu,
             favoured: spec.favoured,
-            batch: spec.batch(),
             bpf,
+            program: "wire",
             frame: frame.bytes,
-            stopping: Arc::clone(&stopping),
-            _alive: alive,
+            batch: spec.batch(),
         };
-        let thread = thread::Builder::new().name("wire".into()).spawn(move || run.run());
-        let thread = thread.during(|| "starting the generator's thread".into())?;
-        Ok(Running { state, done, ended, stopping, thread: Some(thread) })
+        Ok(Running { state, done, thread: live.start()? })
+    }
+
+    /// Source and destination of flow number `flow`, which its [`Stamp`] carries.
+    pub fn ends(testbed: &Testbed, spec: &Spec, flow: u64) -> (SocketAddr, SocketAddr) {
+        spec.ends(&Egress::of(testbed, spec.target, spec.vlan), flow)
     }
 }
 
@@ -245,9 +309,7 @@ impl Generator {
 pub struct Running {
     state: Array<MapData, [u64; STATE_WORDS]>,
     done: RingBuf<MapData>,
-    ended: PipeReader,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: LiveThread,
 }
 
 impl Running {
@@ -262,102 +324,44 @@ impl Running {
     /// Waits until its limit is reached, but no longer than `timeout`; true when it was.
     pub fn wait_for(&self, timeout: Duration) -> Result<bool> {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        Ok(readable(&[self.done.as_fd(), self.ended.as_fd()], timeout)? > 0)
+        Ok(readable(&[self.done.as_fd(), self.thread.ended()], timeout)? > 0)
     }
 
     /// Waits until its limit is reached.
     pub fn wait(self) -> Result<Sent> {
-        readable(&[self.done.as_fd(), self.ended.as_fd()], PollTimeout::NONE)?;
+        readable(&[self.done.as_fd(), self.thread.ended()], PollTimeout::NONE)?;
         self.stop()
     }
 
     /// Stops it.
     pub fn stop(mut self) -> Result<Sent> {
-        self.end()?;
+        self.thread.end()?;
         self.sent()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        self.stopping.store(true, Ordering::Relaxed);
-        // A signal that comes just before the thread enters the kernel is lost: repeat it.
-        while {
-            sys::interrupt(&thread);
-            readable(&[self.ended.as_fd()], PollTimeout::from(2u8))? == 0
-        } {}
-        match thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
     }
 }
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("thread", &self.thread).finish_non_exhaustive()
+        f.debug_struct("Running").finish_non_exhaustive()
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.end();
-    }
-}
-
-/// The thread that sends.
-struct Run {
-    wire: Netns,
-    cpu: usize,
-    favoured: bool,
-    batch: u32,
-    bpf: Ebpf,
-    frame: Vec<u8>,
-    stopping: Arc<AtomicBool>,
-    _alive: PipeWriter, // closed when the thread ends, which wakes whoever waits
-}
-
-impl Run {
-    fn run(self) -> Result<()> {
-        self.wire.join()?;
-        sys::pin_thread(self.cpu)?;
-        if self.favoured {
-            sys::prefer_thread(0, sys::Precedence::Favoured)?;
-        }
-        let program = xdp(&self.bpf)?;
-        while !self.stopping.load(Ordering::Relaxed) {
-            let mut options = TestRunOptions::new();
-            options.data_in = Some(&self.frame);
-            options.repeat = REPEAT;
-            options.attrs = TestRunAttrs::new().xdp_live_frames(self.batch);
-            match program.test_run(options) {
-                Err(ProgramError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(error) => return Err(Error::bpf("sending (BPF_PROG_TEST_RUN)", &error)),
-                Ok(_) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-const MOST_FLOWS: u64 = 1 << 28;
+const MOST_DRAWN: u64 = 1 << 20; // 16 bytes of memory each
 const MOST_BATCH: u32 = 64;
 const BATCH_SECONDS: f64 = 32e-6;
-const REPEAT: u32 = 1 << 31; // the kernel counts iterations in 32 bits
-const FIRST_PORT: u16 = 20000;
-const OTHER_LOW: u16 = 0x0100;
 
 // struct wire_state, in words.
 const SENT: usize = 1;
 const FIRST_NS: usize = 4;
 const LAST_NS: usize = 5;
-const HEADER: usize = 9;
+const RANDOM: usize = 7;
+const HEADERS: [usize; 2] = [13, 13 + HEADER_WORDS];
 const HEADER_WORDS: usize = 9;
-const STATE_WORDS: usize = HEADER + HEADER_WORDS;
+const STATE_WORDS: usize = 13 + 2 * HEADER_WORDS;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wire.bpf.o"));
 
-fn load(spec: &Spec, shape: &Shape, frame: &Frame, ifindex: u32) -> Result<Ebpf> {
+fn load(spec: &Spec, shape: &Shape, [frame, short]: [&Frame; 2], egress: &Egress) -> Result<Ebpf> {
     let (limit_packets, limit_ns) = match spec.limit {
         Limit::None => (0, 0),
         Limit::Packets(packets) => (packets, 0),
@@ -365,22 +369,39 @@ fn load(spec: &Spec, shape: &Shape, frame: &Frame, ifindex: u32) -> Result<Ebpf>
     };
     let is_v6 = u32::from(shape.target.is_ipv6());
     let checksummed = u32::from(spec.checksum || is_v6 == 1);
+    let drawn = u32::from(spec.popularity != Popularity::InTurn);
+    let (wide, diagonal) = match spec.flows.layout {
+        Layout::Ports => (0, 0),
+        Layout::Wide(receivers) => (receivers, 0),
+        Layout::Diagonal => (0, 1),
+    };
+    let mixed = spec.flows.mixed.unwrap_or(Mixed { short: 0, short_share: 0.0, ..Mixed::default() });
     let mut bpf = EbpfLoader::new()
-        .override_global("ifindex", &ifindex, true)
+        .override_global("ifindex", &egress.ifindex, true)
         .override_global("gap", &spec.gap(), true)
         .override_global("batch", &spec.batch(), true)
         .override_global("limit_packets", &limit_packets, true)
         .override_global("limit_ns", &limit_ns, true)
-        .override_global("flows", &spec.flows, true)
+        .override_global("flows", &spec.flows.long, true)
+        .override_global("drawn", &drawn, true)
+        .override_global("wide", &wide, true)
+        .override_global("diagonal", &diagonal, true)
+        .override_global("short_flows", &u64::from(mixed.short), true)
+        .override_global("short_share", &mixed.share_bits(), true)
+        .override_global("shrink", &((frame.bytes.len() - short.bytes.len()) as u32), true)
         .override_global("header_words", &(shape.headers_len().div_ceil(8) as u32), true)
         .override_global("ip_at", &(frame.ip_at as u32), true)
         .override_global("is_v6", &is_v6, true)
         .override_global("checksummed", &checksummed, true)
         .override_global("ip_sum", &frame.ip_sum, true)
         .override_global("udp_sum", &frame.udp_sum, true)
+        .override_global("short_ip_sum", &short.ip_sum, true)
+        .override_global("short_udp_sum", &short.udp_sum, true)
         .override_global("first_port", &FIRST_PORT, true)
-        .override_global("first_low", &shape.source_low(), true)
-        .override_global("other_low", &OTHER_LOW, true)
+        .override_global("target_port", &spec.target.port(), true)
+        .override_global("first_low", &egress.source.low(0), true)
+        .override_global("other_low", &egress.source.other_low, true)
+        .map_max_entries("slots", if drawn == 1 { spec.flows.long as u32 } else { 1 })
         .load(OBJECT)
         .map_err(|error| Error::bpf("loading the generator (bpf)", &error))?;
     let program: &mut Xdp = bpf
@@ -391,10 +412,30 @@ fn load(spec: &Spec, shape: &Shape, frame: &Frame, ifindex: u32) -> Result<Ebpf>
     Ok(bpf)
 }
 
-fn xdp(bpf: &Ebpf) -> Result<&Xdp> {
-    bpf.program("wire")
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| Error::Spec("the BPF object holds no program `wire`".into()))
+fn set_slots(bpf: &mut Ebpf, spec: &Spec) -> Result<()> {
+    let Some(table) = spec.popularity.table(spec.flows.long as usize) else { return Ok(()) };
+    let mut slots: Array<_, [u32; 4]> = take(bpf, "slots", Array::try_from)?;
+    for (at, slot) in table.slots().iter().enumerate() {
+        slots
+            .set(at as u32, [slot.threshold, slot.alias, 0, 0], 0)
+            .map_err(|error| Error::bpf("setting up the popularity of flows", &error))?;
+    }
+    Ok(())
+}
+
+fn initial_state(
+    bpf: &mut Ebpf,
+    spec: &Spec,
+    frames: [&Frame; 2],
+) -> Result<Array<MapData, [u64; STATE_WORDS]>> {
+    let mut initial = [0; STATE_WORDS];
+    initial[RANDOM] = spec.seed;
+    for (at, frame) in HEADERS.into_iter().zip(frames) {
+        initial[at..at + HEADER_WORDS].copy_from_slice(&header_words(&frame.bytes));
+    }
+    let mut state = take(bpf, "state", Array::try_from)?;
+    state.set(0, initial, 0).map_err(|error| Error::bpf("setting up the generator's map", &error))?;
+    Ok(state)
 }
 
 pub(crate) fn take<M, E: std::error::Error + 'static>(

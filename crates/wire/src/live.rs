@@ -23,7 +23,8 @@ use std::{
 
 /// What to run and where.
 pub(crate) struct Live {
-    pub(crate) netns: Netns,
+    /// None: that of the calling thread.
+    pub(crate) netns: Option<Netns>,
     pub(crate) cpu: usize,
     pub(crate) favoured: bool,
     pub(crate) bpf: Ebpf,
@@ -52,7 +53,9 @@ impl Live {
 
     /// `_alive` is closed when the thread ends, which wakes whoever waits.
     fn run(self, stopping: &AtomicBool, _alive: PipeWriter) -> Result<Ebpf> {
-        self.netns.join()?;
+        if let Some(netns) = &self.netns {
+            netns.join()?;
+        }
         sys::pin_thread(self.cpu)?;
         if self.favoured {
             sys::prefer_thread(0, sys::Precedence::Favoured)?;

@@ -78,6 +78,17 @@ impl Route {
         self.request(RouteNetlinkMessage::DelLink(link), 0)
     }
 
+    /// The device of this name.
+    pub(crate) fn link(&self, name: &str) -> io::Result<LinkMessage> {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![LinkAttribute::IfName(name.into())];
+        match self.answer(RouteNetlinkMessage::GetLink(link), 0)? {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
     pub(crate) fn set_up(&self, index: u32, up: bool) -> io::Result<()> {
         let mut link = LinkMessage::default();
         link.header.index = index;
@@ -90,6 +101,14 @@ impl Route {
         let mut link = LinkMessage::default();
         link.header.index = index;
         link.attributes = vec![LinkAttribute::Mtu(mtu)];
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// How many packets the device's queue has room for.
+    pub(crate) fn set_queue_len(&self, index: u32, packets: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::TxQueueLen(packets)];
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
@@ -140,14 +159,26 @@ impl Route {
     }
 
     fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        match self.answer(message, NLM_F_ACK | flags)? {
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+            _ => Ok(()),
+        }
+    }
+
+    fn answer(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<NetlinkPayload<RouteNetlinkMessage>> {
         let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.flags = NLM_F_REQUEST | flags;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
-        acknowledged(&self.socket.recv_from_full()?.0)
+        let reply = NetlinkMessage::deserialize(&self.socket.recv_from_full()?.0);
+        Ok(reply.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?.payload)
     }
 }
 
@@ -184,15 +215,6 @@ fn announces(bytes: &[u8], address: Ipv6Addr) -> bool {
     };
     let destination = RouteAttribute::Destination(RouteAddress::Inet6(address));
     route.header.table == RT_TABLE_LOCAL && route.attributes.contains(&destination)
-}
-
-fn acknowledged(bytes: &[u8]) -> io::Result<()> {
-    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    match reply.payload {
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-        _ => Ok(()),
-    }
 }
 
 fn end_attributes(end: &End<'_>) -> Vec<LinkAttribute> {

@@ -149,6 +149,21 @@ pub(crate) fn has_link(device: &str) -> io::Result<bool> {
     Ok(ethtool(device, ETHTOOL_GLINK, 0)? != 0)
 }
 
+/// Makes a TAP in the calling thread's network namespace whose name the kernel numbers from `pattern` (`link%d`);
+/// returns its descriptor, with which it ends, and its name.
+pub(crate) fn open_tap(pattern: &str) -> io::Result<(OwnedFd, String)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let fd = open(c"/dev/net/tun", flags, Mode::empty())?;
+    let mut request = named(pattern);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    // SAFETY: TUNSETIFF reads and writes an ifreq, which outlives the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect();
+    Ok((fd, name))
+}
+
 fn ethtool(device: &str, cmd: u32, data: u32) -> io::Result<u32> {
     #[repr(C)]
     struct Value {
@@ -156,11 +171,7 @@ fn ethtool(device: &str, cmd: u32, data: u32) -> io::Result<u32> {
         data: u32,
     }
     let mut value = Value { cmd, data };
-    // SAFETY: an all-zero ifreq is a valid one: integers, bytes and a null pointer.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as c_char;
-    }
+    let mut request = named(device);
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: SIOCETHTOOL reads the zero-terminated name and reads and writes the ethtool_value that
@@ -169,6 +180,15 @@ fn ethtool(device: &str, cmd: u32, data: u32) -> io::Result<u32> {
         0 => Ok(value.data),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+fn named(device: &str) -> libc::ifreq {
+    // SAFETY: an all-zero ifreq is a valid one: integers, bytes and a null pointer.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as c_char;
+    }
+    request
 }
 
 /// A descriptor of process `pid`, which it still names when the number has been reused.

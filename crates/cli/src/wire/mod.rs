@@ -1,19 +1,25 @@
-//! `hoist wire`: UDP load on a testbed at a stated rate.
+//! `hoist wire`: UDP load at a stated rate, on a testbed or on a device, over a good link or a bad one.
 
+mod device;
+mod link;
 mod tcp;
+mod traffic;
 
-use anyhow::{Result, bail};
-use hoist_wire::{Generator, Limit, Running, Sent, Spec, Testbed};
+use anyhow::Result;
+use device::Device;
+use hoist_wire::{Direction, Generator, Link, LinkCounts, Running, Sent, Testbed};
+use link::Impair;
 use std::{
     io::{IsTerminal, Write},
     net::{IpAddr, SocketAddr},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
+use traffic::Traffic;
 
 /// Send UDP datagrams to the host end of a testbed at a stated rate.
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_long_help = HELP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     other: Option<Other>,
@@ -26,86 +32,108 @@ pub(crate) struct Args {
     /// To the host end's IPv6 address.
     #[arg(long, conflicts_with = "to")]
     ipv6: bool,
-    /// The destination port.
+    /// The destination port; with patterns, that of the first receiver.
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// Frames per second (k, M and G are understood); 0 is as fast as possible.
-    #[arg(long, default_value = "0", value_parser = rate)]
-    rate: f64,
-    /// Bytes of the whole frame; the smallest that holds the stamp unless told.
-    #[arg(long, value_name = "BYTES")]
-    size: Option<usize>,
-    /// How long to send.
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// Send so many frames instead.
-    #[arg(long, value_name = "FRAMES", conflicts_with = "seconds")]
-    count: Option<u64>,
-    /// Flows in turn, by source port and address.
-    #[arg(long, default_value_t = 1)]
-    flows: u64,
-    /// Tag the frames, to the host end's VLAN address.
-    #[arg(long, value_name = "ID")]
-    vlan: Option<u16>,
-    /// Leave the UDP checksum zero (IPv4 only).
-    #[arg(long)]
-    no_checksum: bool,
-    /// The CPU that sends.
-    #[arg(long, default_value_t = 0)]
-    cpu: usize,
     /// One JSON object at the end, and no live line.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    traffic: Box<Traffic>,
+    #[command(flatten)]
+    impair: Impair,
+    #[command(flatten)]
+    device: Device,
 }
 
 #[derive(clap::Subcommand)]
 enum Other {
     Tcp(tcp::Args),
+    Link(link::Args),
 }
 
+const HELP: &str = "\
+Patterns (after 'Understanding Host Network Stack Overheads', SIGCOMM 2021). A source address is a sender, a destination
+port a receiver; both count up from the first:
+  single      [s0] ---> [port]
+  one-to-one  [s0] ---> [port]      [s1] ---> [port + 1]      ...
+  incast      [s0] [s1] [s2] ... ---> [port]
+  outcast     [s0] ---> [port] [port + 1] [port + 2] ...
+  all-to-all  each of [s0] [s1] ... ---> each of [port] [port + 1] ...
+  mixed       [s0] ---> [port], long flows of --size frames between short flows of small ones
+
+Every datagram carries flow, number and time, so that a receiver can tell loss, reordering, duplicates and delay.
+
+Examples:
+  hoist wire --rate 1M --flows 1000
+  hoist wire --pattern all-to-all --peers 24 --size 1500
+  hoist wire --flows 1000000 --zipf 1.1 --seed 7
+  hoist wire --rate 50k --loss 0.01 --delay-us 200 --jitter-us 50 --reorder 0.01 --duplicate 0.01 --seed 7
+  hoist wire link --loss 0.01 --direction both
+  hoist wire --dev eth1 --dst-mac 02:00:5e:10:00:01 --src 192.0.2.1 --to 192.0.2.2 --rate 1M --i-own-this-link";
+
+const USAGE: u8 = 2; // clap's own exit code
+
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
-    if let Some(Other::Tcp(args)) = &args.other {
-        return tcp::main(args);
+    match (&args.other, &args.device.dev) {
+        (Some(Other::Tcp(args)), _) => tcp::main(args),
+        (Some(Other::Link(link)), _) => link::main(link),
+        (None, Some(dev)) => from_device(&args, dev),
+        (None, None) => from_testbed(&args),
     }
+}
+
+fn from_testbed(args: &Args) -> Result<ExitCode> {
     let testbed = Testbed::open(&args.testbed)?;
-    let running = Generator::start(&testbed, &spec(&args, &testbed)?)?;
+    let spec = args.traffic.spec(target(args, &testbed))?;
+    let impairment = args.impair.if_any(args.traffic.seed);
+    let link =
+        impairment.map(|impairment| Link::start(&testbed, Direction::ToHost, &impairment)).transpose()?;
+    let running = match &link {
+        Some(link) => Generator::start_over(link, &testbed, &spec)?,
+        None => Generator::start(&testbed, &spec)?,
+    };
+    watch(args, running, link)
+}
+
+fn from_device(args: &Args, dev: &str) -> Result<ExitCode> {
+    if args.impair.if_any(0).is_some() {
+        return Ok(usage(
+            "a device's link cannot be impaired, only a testbed's: leave out --dev, or --loss and the like",
+        ));
+    }
+    let hop = match args.device.hop(dev, args.to, args.port) {
+        Ok(hop) => hop,
+        Err(why) => return Ok(usage(&why)),
+    };
+    let spec = args.traffic.spec(hop.target)?;
+    watch(args, Generator::start_on(&hop.egress(dev)?, &spec)?, None)
+}
+
+fn usage(why: &str) -> ExitCode {
+    eprintln!("hoist: {why}");
+    ExitCode::from(USAGE)
+}
+
+fn watch(args: &Args, running: Running, link: Option<Link>) -> Result<ExitCode> {
     let live = !args.json && std::io::stderr().is_terminal();
+    let mut pace = Pace::new();
     while !running.wait_for(Duration::from_millis(500))? {
         if live {
-            print_live(&running)?;
+            print_live(&mut pace, running.sent()?, link.as_ref())?;
         }
     }
     if live {
         eprint!("\r\x1b[K");
     }
-    report(&args, running.stop()?);
+    let sent = running.stop()?;
+    report(args, sent, link.map(Link::stop).transpose()?);
     Ok(ExitCode::SUCCESS)
-}
-
-fn spec(args: &Args, testbed: &Testbed) -> Result<Spec> {
-    if !(args.seconds > 0.0 && args.seconds <= 1e6) {
-        bail!("--seconds {}: must be more than 0 and at most a million", args.seconds);
-    }
-    let limit = match args.count {
-        Some(frames) => Limit::Packets(frames),
-        None => Limit::Time(Duration::from_secs_f64(args.seconds)),
-    };
-    let mut spec = Spec::to(target(args, testbed))
-        .packets_per_second(args.rate)
-        .flows(args.flows)
-        .vlan(args.vlan)
-        .checksum(!args.no_checksum)
-        .limit(limit)
-        .cpu(args.cpu);
-    if let Some(bytes) = args.size {
-        spec = spec.frame_len(bytes);
-    }
-    Ok(spec)
 }
 
 fn target(args: &Args, testbed: &Testbed) -> SocketAddr {
     let host = testbed.host();
-    let own = match (args.ipv6, args.vlan.is_some()) {
+    let own = match (args.ipv6, args.traffic.vlan.is_some()) {
         (false, false) => host.v4().into(),
         (false, true) => host.vlan_v4().into(),
         (true, false) => host.v6().into(),
@@ -114,23 +142,48 @@ fn target(args: &Args, testbed: &Testbed) -> SocketAddr {
     SocketAddr::new(args.to.unwrap_or(own), args.port)
 }
 
-fn print_live(running: &Running) -> Result<()> {
-    let sent = running.sent()?;
-    eprint!("\r\x1b[K{:>6.1} s  {:.3} Mpps  {} frames", sent.seconds, sent.rate() / 1e6, sent.packets);
+/// The rate since the last look.
+struct Pace {
+    at: Instant,
+    packets: u64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { at: Instant::now(), packets: 0 }
+    }
+
+    fn rate(&mut self, packets: u64) -> f64 {
+        let rate = (packets - self.packets) as f64 / self.at.elapsed().as_secs_f64();
+        *self = Self { at: Instant::now(), packets };
+        rate
+    }
+}
+
+fn print_live(pace: &mut Pace, sent: Sent, link: Option<&Link>) -> Result<()> {
+    let mpps = pace.rate(sent.packets) / 1e6;
+    let link = match link {
+        Some(link) => format!("  {}", link::line(&link.counts()?)),
+        None => String::new(),
+    };
+    eprint!("\r\x1b[K{:>6.1} s  {mpps:.3} Mpps  {} frames{link}", sent.seconds, sent.packets);
     std::io::stderr().flush()?;
     Ok(())
 }
 
-fn report(args: &Args, sent: Sent) {
+fn report(args: &Args, sent: Sent, link: Option<LinkCounts>) {
     let Sent { packets, seconds } = sent;
-    let pps = sent.rate();
+    let (pps, asked_pps) = (sent.rate(), args.traffic.rate);
     if args.json {
-        println!(
-            "{}",
-            serde_json::json!({ "packets": packets, "seconds": seconds, "pps": pps, "asked_pps": args.rate })
-        );
-    } else {
-        println!("sent {packets} frames in {seconds:.3} s: {:.3} Mpps", pps / 1e6);
+        let object = serde_json::json!({
+            "packets": packets, "seconds": seconds, "pps": pps, "asked_pps": asked_pps, "link": link
+        });
+        println!("{object}");
+        return;
+    }
+    println!("sent {packets} frames in {seconds:.3} s: {:.3} Mpps", pps / 1e6);
+    if let Some(counts) = link {
+        println!("{}", link::line(&counts));
     }
 }
 

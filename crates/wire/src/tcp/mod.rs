@@ -233,7 +233,7 @@ impl TcpWire {
         maps.prepare(&silent, &segments, mss)?;
         attach(&mut bpf, testbed.host())?;
         let live = Live {
-            netns: testbed.wire().netns().clone(),
+            netns: Some(testbed.wire().netns().clone()),
             cpu: spec.cpu,
             favoured: spec.favoured,
             bpf,
