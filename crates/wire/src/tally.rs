@@ -30,7 +30,6 @@ impl Tally {
     /// One that also keeps the one-way delay, for one of `every` datagrams: each of them costs a clock read. 0: for none.
     ///
     /// Sender and receiver share CLOCK_MONOTONIC: on one machine only.
-    #[cfg_attr(not(test), allow(dead_code, reason = "a sink may do without"))]
     pub(crate) fn with_delay(every: u32) -> Self {
         Self { delay: (every > 0).then(|| Delay::new(every)), ..Self::default() }
     }

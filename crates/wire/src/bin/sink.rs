@@ -1,8 +1,11 @@
 //! `hoist-sink`: the program under test, a blocking recvfrom loop that knows nothing of Hoist.
 //!
-//! `hoist-sink ADDRESS:PORT [--seconds N] [--idle-ms N] [--rcvbuf BYTES]` prints `ready`, receives, and ends
-//! after N seconds, or when nothing has come for the idle time after a first datagram, or on SIGTERM. Then it
-//! prints one line of JSON: datagrams, bytes, what the stamps tell, its CPU time from the first datagram on.
+//! `hoist-sink ADDRESS:PORT [OPTIONS]` prints `ready`, receives, and ends after `--seconds N`, or when nothing has come for
+//! `--idle-ms N` after a first datagram, or on SIGTERM. Then it prints one line of JSON: datagrams, bytes, what the stamps
+//! tell, its CPU time from the first datagram on. `--delay N` takes the one-way delay of one datagram in N.
+//!
+//! What a program can do for itself: `--rcvbuf BYTES`; `--batch N` receives by recvmmsg(2); `--busy-poll US` has reads run the
+//! driver. `--sockets N` receives on N ports from PORT on, by epoll.
 
 #![deny(unsafe_code)]
 
@@ -11,9 +14,13 @@ mod tally;
 
 use tally::{CLOCK_EVERY, Tally, say};
 
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    resource::{Resource, getrlimit, setrlimit},
+};
 use std::{
     env,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     net::{SocketAddr, UdpSocket},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -32,63 +39,161 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let options = Options::parse(env::args().skip(1))?;
-    let socket = UdpSocket::bind(options.address).map_err(|e| format!("bind {}: {e}", options.address))?;
-    if let Some(bytes) = options.rcvbuf {
-        sys::set_receive_buffer(&socket, bytes).map_err(|e| format!("setsockopt SO_RCVBUF {bytes}: {e}"))?;
-    }
-    socket.set_read_timeout(Some(options.idle)).map_err(|e| format!("setsockopt SO_RCVTIMEO: {e}"))?;
     sys::stop_on_sigterm();
+    let sockets = (0..options.sockets).map(|i| open(&options, i)).collect::<Result<Vec<_>, _>>()?;
+    let mut sink = Sink::new(&options);
+    let receive = match options.sockets {
+        1 => Sink::receive_on,
+        _ => Sink::receive_by_epoll,
+    };
+    let epoll = watch(&sockets).map_err(|e| format!("epoll: {e}"))?;
     say("ready")?;
-    let tally = receive(&socket, &options).map_err(|e| format!("recvfrom: {e}"))?;
-    say(&tally.json())
+    receive(&mut sink, &sockets, &epoll).map_err(|e| format!("receiving: {e}"))?;
+    sink.tally.end();
+    say(&sink.tally.json())
 }
+
+const USAGE: &str = "usage: hoist-sink ADDRESS:PORT [--seconds N] [--idle-ms N] [--rcvbuf BYTES] [--batch N] \
+                     [--busy-poll US] [--sockets N] [--delay N]";
 
 struct Options {
     address: SocketAddr,
     seconds: f64,
     idle: Duration,
     rcvbuf: Option<i32>,
+    batch: usize,
+    busy_poll_us: Option<i32>,
+    sockets: u16,
+    delay_every: u32,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let usage = "usage: hoist-sink ADDRESS:PORT [--seconds N] [--idle-ms N] [--rcvbuf BYTES]";
-        let address = args.next().and_then(|address| address.parse().ok()).ok_or(usage)?;
-        let mut options =
-            Self { address, seconds: f64::INFINITY, idle: Duration::from_millis(200), rcvbuf: None };
+        let address = args.next().and_then(|address| address.parse().ok()).ok_or(USAGE)?;
+        let mut options = Self {
+            address,
+            seconds: f64::INFINITY,
+            idle: Duration::from_millis(200),
+            rcvbuf: None,
+            batch: 1,
+            busy_poll_us: None,
+            sockets: 1,
+            delay_every: 0,
+        };
         while let Some(name) = args.next() {
-            let value: u32 = args.next().and_then(|value| value.parse().ok()).ok_or(usage)?;
+            let value: u32 = args.next().and_then(|value| value.parse().ok()).ok_or(USAGE)?;
             match name.as_str() {
                 "--seconds" => options.seconds = value.into(),
                 "--idle-ms" => options.idle = Duration::from_millis(value.max(1).into()),
                 "--rcvbuf" => options.rcvbuf = Some(value as i32),
-                _ => return Err(usage.into()),
+                "--batch" => options.batch = value.clamp(1, 1024) as usize,
+                "--busy-poll" => options.busy_poll_us = Some(value as i32),
+                "--sockets" => options.sockets = value.clamp(1, 60_000) as u16,
+                "--delay" => options.delay_every = value,
+                _ => return Err(USAGE.into()),
             }
         }
         Ok(options)
     }
 }
 
+/// The socket on the `i`th port.
+fn open(options: &Options, i: u16) -> Result<UdpSocket, String> {
+    let mut address = options.address;
+    let port = address.port().checked_add(i).ok_or("more sockets than there are ports")?;
+    address.set_port(port);
+    if i == 0 && options.sockets > 512 {
+        raise_file_limit().map_err(|e| format!("setrlimit RLIMIT_NOFILE: {e}"))?;
+    }
+    let socket = UdpSocket::bind(address).map_err(|e| format!("bind {address}: {e}"))?;
+    if let Some(bytes) = options.rcvbuf {
+        sys::set_receive_buffer(&socket, bytes).map_err(|e| format!("setsockopt SO_RCVBUF {bytes}: {e}"))?;
+    }
+    if let Some(us) = options.busy_poll_us {
+        sys::set_busy_poll(&socket, us).map_err(|e| format!("setsockopt SO_BUSY_POLL {us}: {e}"))?;
+    }
+    socket.set_read_timeout(Some(options.idle)).map_err(|e| format!("setsockopt SO_RCVTIMEO: {e}"))?;
+    socket.set_nonblocking(options.sockets > 1).map_err(|e| format!("fcntl O_NONBLOCK: {e}"))?;
+    Ok(socket)
+}
+
+fn raise_file_limit() -> nix::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+}
+
+fn watch(sockets: &[UdpSocket]) -> nix::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    for (i, socket) in sockets.iter().enumerate() {
+        epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, i as u64))?;
+    }
+    Ok(epoll)
+}
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
-fn receive(socket: &UdpSocket, options: &Options) -> std::io::Result<Tally> {
-    let mut buffer = [0; 65536];
-    let mut tally = Tally::default();
-    let start = Instant::now();
-    while !STOP.load(Ordering::Relaxed) {
-        match socket.recv_from(&mut buffer) {
-            Ok((length, _)) => tally.count(&buffer[..length]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock && tally.packets > 0 => break,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e),
-        }
-        if tally.packets.is_multiple_of(CLOCK_EVERY) && start.elapsed().as_secs_f64() >= options.seconds {
-            break;
+struct Sink {
+    tally: Tally,
+    batch: sys::Batch,
+    start: Instant,
+    seconds: f64,
+    idle: Duration,
+}
+
+impl Sink {
+    fn new(options: &Options) -> Self {
+        Self {
+            tally: Tally::with_delay(options.delay_every),
+            batch: sys::Batch::new(options.batch),
+            start: Instant::now(),
+            seconds: options.seconds,
+            idle: options.idle,
         }
     }
-    tally.end();
-    Ok(tally)
+
+    /// Blocking reads.
+    fn receive_on(&mut self, sockets: &[UdpSocket], _: &Epoll) -> io::Result<()> {
+        while !self.over() {
+            match self.take(&sockets[0]) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock && self.tally.packets > 0 => break,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads of whatever is ready, one each.
+    fn receive_by_epoll(&mut self, sockets: &[UdpSocket], epoll: &Epoll) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 256];
+        let timeout = EpollTimeout::try_from(self.idle).unwrap_or(EpollTimeout::MAX);
+        while !self.over() {
+            let ready = match epoll.wait(&mut events, timeout) {
+                Ok(0) if self.tally.packets > 0 => break,
+                Err(nix::Error::EINTR) => 0,
+                other => other?,
+            };
+            for event in &events[..ready] {
+                match self.take(&sockets[event.data() as usize]) {
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        match self.batch.receive(socket, |payload| self.tally.count(payload)) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(()),
+            other => other,
+        }
+    }
+
+    fn over(&self) -> bool {
+        STOP.load(Ordering::Relaxed)
+            || self.tally.packets.is_multiple_of(CLOCK_EVERY)
+                && self.start.elapsed().as_secs_f64() >= self.seconds
+    }
 }
 
 #[allow(unsafe_code)]
@@ -96,19 +201,71 @@ mod sys {
     use super::{STOP, UdpSocket};
     use std::{io, os::fd::AsRawFd, sync::atomic::Ordering};
 
-    /// Beyond net.core.rmem_max where that is allowed.
-    pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
-        let set = |option| {
-            // SAFETY: passes a pointer to an int that outlives the call, and its size.
-            let result = unsafe {
-                libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const bytes).cast(), 4)
-            };
-            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-        };
-        set(libc::SO_RCVBUFFORCE).or_else(|_| set(libc::SO_RCVBUF))
+    const LONGEST: usize = 65536;
+
+    /// Room for the datagrams of one call.
+    pub(super) struct Batch {
+        buffers: Vec<u8>,
+        headers: Vec<libc::mmsghdr>,
+        _vectors: Vec<libc::iovec>, // the headers point to them
     }
 
-    /// Without SA_RESTART: recvfrom returns and the loop sees the flag.
+    impl Batch {
+        pub(super) fn new(datagrams: usize) -> Self {
+            let mut buffers = vec![0; datagrams * LONGEST];
+            let vector =
+                |buffer: &mut [u8]| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: LONGEST };
+            let mut vectors: Vec<_> = buffers.chunks_mut(LONGEST).map(vector).collect();
+            let header = |vector: &mut libc::iovec| {
+                // SAFETY: an all-zero mmsghdr is a valid one: integers and null pointers.
+                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (vector, 1);
+                header
+            };
+            let headers = vectors.iter_mut().map(header).collect();
+            Self { buffers, headers, _vectors: vectors }
+        }
+
+        /// One recvfrom for one datagram, else one recvmmsg that waits for the first only.
+        pub(super) fn receive(&mut self, socket: &UdpSocket, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+            if let [_] = self.headers[..] {
+                let (length, _) = socket.recv_from(&mut self.buffers)?;
+                each(&self.buffers[..length]);
+                return Ok(());
+            }
+            let (headers, count) = (self.headers.as_mut_ptr(), self.headers.len() as u32);
+            let (flags, forever) = (libc::MSG_WAITFORONE, std::ptr::null_mut());
+            // SAFETY: the headers and what they point to are ours and live across the call; no timespec.
+            let count = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, flags, forever) };
+            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            let lengths = self.headers[..count].iter().map(|header| header.msg_len as usize);
+            self.buffers.chunks(LONGEST).zip(lengths).for_each(|(buffer, length)| each(&buffer[..length]));
+            Ok(())
+        }
+    }
+
+    /// Beyond net.core.rmem_max where that is allowed.
+    pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
+        set(socket, libc::SO_RCVBUFFORCE, bytes).or_else(|_| set(socket, libc::SO_RCVBUF, bytes))
+    }
+
+    /// Reads run the driver, in preference to its interrupts.
+    pub(super) fn set_busy_poll(socket: &UdpSocket, us: i32) -> io::Result<()> {
+        const NAPI_POLL_WEIGHT: i32 = 64;
+        set(socket, libc::SO_PREFER_BUSY_POLL, 1)?;
+        set(socket, libc::SO_BUSY_POLL_BUDGET, NAPI_POLL_WEIGHT)?;
+        set(socket, libc::SO_BUSY_POLL, us)
+    }
+
+    fn set(socket: &UdpSocket, option: i32, value: i32) -> io::Result<()> {
+        // SAFETY: passes a pointer to an int that outlives the call, and its size.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), 4)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Without SA_RESTART: a blocking call returns and the loop sees the flag.
     pub(super) fn stop_on_sigterm() {
         extern "C" fn stop(_: libc::c_int) {
             STOP.store(true, Ordering::Relaxed);
