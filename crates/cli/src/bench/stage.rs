@@ -1,0 +1,170 @@
+//! What every kind of bench plays on: the testbed, the plan, the rows, and the line of progress.
+
+use super::{
+    document::{Disturbed, Document, Metric, Point, Rows, SCHEMA},
+    host::{self, Host},
+    kinds::Kind,
+    number,
+    pace::Pace,
+    plan::Plan,
+    search,
+    session::Signals,
+    side::Side,
+    trial::{Load, Retakes, Trial},
+};
+use anyhow::Result;
+use hoist_wire::Testbed;
+use std::{
+    io::{IsTerminal, Write},
+    time::Instant,
+};
+
+/// A run that goes on.
+pub(crate) struct Stage {
+    pub(crate) testbed: Testbed,
+    pub(crate) plan: Plan,
+    pub(crate) signals: Signals,
+    retakes: Retakes,
+    kind: &'static str,
+    began: Instant,
+    pace: Pace,
+    rows: Rows,
+    disturbed: Disturbed,
+    notes: Vec<String>,
+    /// Where the kernel breaks, once it has been looked for.
+    pub(super) breaking_pps: Option<f64>,
+}
+
+impl Stage {
+    pub(crate) fn up(plan: Plan) -> Result<Self> {
+        let signals = Signals::block()?;
+        Ok(Self {
+            testbed: Testbed::builder().up()?,
+            retakes: Retakes::of(&plan),
+            pace: Pace::new(plan.repeats, plan.bench_time()),
+            plan,
+            signals,
+            kind: "",
+            began: Instant::now(),
+            rows: Rows::default(),
+            disturbed: Disturbed::default(),
+            notes: Vec::new(),
+            breaking_pps: None,
+        })
+    }
+
+    /// Runs one bench: rounds until there are enough or the next would not fit.
+    pub(crate) fn measure(&mut self, kind: Kind) -> Result<()> {
+        self.kind = kind.name();
+        self.began = Instant::now();
+        self.retakes = Retakes::of(&self.plan);
+        self.pace = Pace::new(self.plan.repeats, self.plan.bench_time());
+        let mut bench = kind.prepare(self)?;
+        while self.pace.starts(self.began.elapsed()) {
+            bench.round(self)?;
+        }
+        Ok(())
+    }
+
+    /// The sides of the run that this bench has, in the order in which they take turns.
+    pub(crate) fn sides(&self, of: &[Side]) -> Vec<Side> {
+        self.plan.sides.iter().copied().filter(|side| of.contains(side)).collect()
+    }
+
+    /// The round that goes on, from 1.
+    pub(crate) fn round(&self) -> usize {
+        self.pace.round()
+    }
+
+    /// Keeps one sample.
+    pub(crate) fn record(&mut self, side: &str, point: Option<&Point>, metric: Metric, sample: f64) {
+        self.rows.add(self.kind, side, point.cloned(), metric, sample);
+    }
+
+    /// Counts one trial, for the share of disturbed ones.
+    pub(crate) fn count_trial(&mut self, is_disturbed: bool) {
+        self.disturbed.of += 1;
+        self.disturbed.trials += usize::from(is_disturbed);
+    }
+
+    /// Keeps a sentence that readers of the figures need; the same one only once.
+    pub(crate) fn note(&mut self, text: String) {
+        let text = format!("{}: {text}", self.kind);
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
+
+    /// Shows where the run is, on a terminal only.
+    pub(crate) fn show(&self, side: &str, point: Option<&Point>) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{}", self.progress(side, point));
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    fn progress(&self, side: &str, point: Option<&Point>) -> String {
+        let round = match self.pace.round() {
+            0 => "preparing".into(),
+            round => format!("repeat {round} of {}", self.pace.repeats()),
+        };
+        let point =
+            point.map(|point| format!("  {} {}", point.name, number::with_unit(point.value, &point.unit)));
+        let left = self.pace.left(self.began.elapsed()).map(|left| format!("  {} s left", left.as_secs()));
+        format!("{}  {side}  {round}{}{}", self.kind, point.unwrap_or_default(), left.unwrap_or_default())
+    }
+
+    /// A UDP trial of one side; retaken when somebody disturbed it.
+    pub(crate) fn trial(&mut self, side: Side, load: &Load) -> Result<Trial> {
+        let trial = self.retakes.trial((&self.testbed, &self.signals), &self.plan, side, load)?;
+        self.count_trial(trial.is_disturbed(&self.plan));
+        Ok(trial)
+    }
+
+    /// Takes again what somebody disturbed, for measurements that are no UDP trial.
+    pub(crate) fn retaken<T>(
+        &mut self,
+        is_disturbed: impl Fn(&T) -> bool,
+        mut attempt: impl FnMut(&Testbed, &Plan) -> Result<T>,
+    ) -> Result<T> {
+        let (testbed, plan, signals) = (&self.testbed, &self.plan, &self.signals);
+        let taken = self.retakes.take(plan.attempts, &is_disturbed, || {
+            signals.check()?;
+            attempt(testbed, plan)
+        })?;
+        self.count_trial(is_disturbed(&taken));
+        Ok(taken)
+    }
+
+    /// The highest rate that the kernel takes without loss, looked for once in a run.
+    pub(crate) fn breaking_pps(&mut self) -> Result<f64> {
+        match self.breaking_pps {
+            Some(pps) => Ok(pps),
+            None => {
+                let pps = search::run(self, Side::Kernel, Some(KERNEL_GUESS_PPS))?.pps;
+                Ok(*self.breaking_pps.insert(pps))
+            }
+        }
+    }
+
+    /// Everything that was found, and removes the testbed.
+    pub(crate) fn end(self, name: String) -> Result<Document> {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+        Ok(Document {
+            schema: SCHEMA,
+            name,
+            command: host::command(),
+            commit: host::commit(),
+            host: Host::here(self.plan.host_cpu),
+            settings: serde_json::to_value(&self.plan)?,
+            rows: self.rows.into_vec(),
+            disturbed: self.disturbed,
+            notes: self.notes,
+        })
+    }
+}
+
+/// Where the search for the kernel's breaking point begins.
+const KERNEL_GUESS_PPS: f64 = 0.6e6;
