@@ -120,15 +120,19 @@ impl Row {
         self.bench == bench && self.side == side && self.metric == metric && self.point.as_ref() == point
     }
 
-    /// True when this row is worse than `than`, by the medians.
+    /// True when this row's median is worse than that of `than`, by more than the wire's own rate varies.
     pub(crate) fn is_worse(&self, than: &Self) -> bool {
+        let more = |a: f64, b: f64| a > b * (1.0 + SAME);
         match self.better {
-            Better::More => self.median < than.median,
-            Better::Less => self.median > than.median,
+            Better::More => more(than.median, self.median),
+            Better::Less => more(self.median, than.median),
             Better::Neither => false,
         }
     }
 }
+
+/// Medians that differ by no more than this fraction are the same.
+const SAME: f64 = 0.005;
 
 /// Rows that samples are added to, in the order of their first ones.
 #[derive(Debug, Default)]
@@ -255,6 +259,9 @@ mod tests {
         let row = |better, median| Row { better, median, ..document().rows[0].clone() };
         for (better, worse) in [(Better::More, false), (Better::Less, true), (Better::Neither, false)] {
             assert_eq!(row(better, 2.0).is_worse(&row(better, 1.0)), worse, "{better:?}");
+            assert!(!row(better, 1.004).is_worse(&row(better, 1.0)), "{better:?}: the same");
         }
+        assert!(row(Better::More, 1.0).is_worse(&row(Better::More, 2.0)));
+        assert!(row(Better::Less, 0.1).is_worse(&row(Better::Less, 0.0)), "than nothing");
     }
 }

@@ -2,8 +2,7 @@
 
 use super::{
     document::{Better, Document, Point, Row, distinct},
-    kinds::Kind,
-    number,
+    kinds, number,
 };
 
 /// One table: of one bench, and of points of one name.
@@ -18,14 +17,14 @@ pub(crate) struct Grid {
 
 /// The tables of a run, without metrics that only explain others.
 pub(crate) fn of(document: &Document) -> Vec<Grid> {
-    let named = |bench: &&str| {
-        let rows = document.rows.iter().filter(|row| row.bench == **bench).collect::<Vec<_>>();
-        distinct(rows.iter().map(|row| point_name(row)))
-            .into_iter()
-            .map(|name| grid(&rows.iter().copied().filter(|row| point_name(row) == name).collect::<Vec<_>>()))
-            .collect::<Vec<_>>()
-    };
-    document.benches().iter().flat_map(named).collect()
+    document.benches().iter().flat_map(|bench| of_bench(document, bench)).collect()
+}
+
+/// Those of one bench.
+pub(crate) fn of_bench(document: &Document, bench: &str) -> Vec<Grid> {
+    let rows: Vec<&Row> = document.rows.iter().filter(|row| row.bench == bench).collect();
+    let named = |name: &str| rows.iter().copied().filter(|row| point_name(row) == name).collect::<Vec<_>>();
+    distinct(rows.iter().map(|row| point_name(row))).into_iter().map(|name| grid(&named(name))).collect()
 }
 
 fn point_name(row: &Row) -> &str {
@@ -53,8 +52,7 @@ fn grid(rows: &[&Row]) -> Grid {
 
 fn title(rows: &[&Row]) -> String {
     let bench = &rows[0].bench;
-    let known = Kind::EACH.iter().find(|kind| kind.name() == bench);
-    known.map_or_else(|| bench.clone(), |kind| format!("{bench}: {}", kind.title()))
+    kinds::title_of(bench).map_or_else(|| bench.clone(), |title| format!("{bench}: {title}"))
 }
 
 fn lines(places: &[(Option<&Point>, &str)], columns: &[Column]) -> Vec<Vec<String>> {

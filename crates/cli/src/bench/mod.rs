@@ -1,13 +1,19 @@
 //! `hoist bench`: what Hoist gains, measured against the kernel on the same core of this machine.
 
+mod compare;
 mod document;
+mod draw;
+mod figure;
 mod grid;
 mod host;
 mod kinds;
 mod losses;
+#[cfg(test)]
+mod made_up;
 mod number;
 mod others;
 mod pace;
+mod page;
 pub(crate) mod plan;
 mod program;
 mod search;
@@ -20,13 +26,18 @@ pub(crate) mod trial;
 
 pub(crate) use session::{Favoured, Signals};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use compare::Comparison;
 use document::{Document, distinct};
 use kinds::Kind;
 use plan::Plan;
 use side::Side;
 use stage::Stage;
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Measure Hoist against the kernel, side by side, on a testbed of its own
 ///
@@ -38,11 +49,35 @@ use std::process::ExitCode;
     arg_required_else_help = true
 )]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    kept: Option<Kept>,
     /// What to measure.
     #[arg(required = true, value_enum, value_name = "LIST")]
     list: Vec<Kind>,
     #[command(flatten)]
     how: How,
+}
+
+/// What is done with runs that were kept.
+#[derive(clap::Subcommand)]
+enum Kept {
+    /// Which differences between two kept runs are larger than the noise.
+    Compare {
+        /// The run before: a file, or the directory of --save.
+        first: PathBuf,
+        /// The run after.
+        second: PathBuf,
+        /// One JSON object on standard output, and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw the pictures and the page of a kept run again.
+    Report {
+        /// The run: a file, or the directory of --save.
+        run: PathBuf,
+        /// Where they go.
+        directory: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -59,6 +94,9 @@ struct How {
     /// One JSON object with every sample on standard output, and nothing else.
     #[arg(long)]
     json: bool,
+    /// Keep the run in a new directory: run.json, one SVG a bench, and a page (index.html).
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
     /// Bytes of a frame.
     #[arg(long, value_name = "BYTES")]
     size: Option<usize>,
@@ -77,13 +115,63 @@ struct How {
 }
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
-    let plan = plan(&args.how)?;
+    match &args.kept {
+        Some(Kept::Compare { first, second, json }) => compare(first, second, *json)?,
+        Some(Kept::Report { run, directory }) => report(run, directory)?,
+        None => return run(&args.how, &kinds(&args.list)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(first: &Path, second: &Path, json: bool) -> Result<()> {
+    let comparison = Comparison::of(&Document::read(first)?, &Document::read(second)?);
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&comparison)?),
+        false => println!("{}", comparison.text()),
+    }
+    Ok(())
+}
+
+fn report(run: &Path, directory: &Path) -> Result<()> {
+    let document = Document::read(run)?;
+    make(directory)?;
+    page::write(&document, directory)
+}
+
+fn make(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("making {} (mkdir)", directory.display()))
+}
+
+fn run(how: &How, kinds: &[Kind]) -> Result<ExitCode> {
+    let plan = plan(how)?;
     if let Some(code) = session::apart()? {
         return Ok(code);
     }
-    let document = measure(plan, &kinds(&args.list))?;
-    show(&document, &args.how)?;
+    how.save.as_deref().map_or(Ok(()), claim)?;
+    let document = measure(plan, kinds)?;
+    keep(&document, how)?;
+    match how.json {
+        true => println!("{}", serde_json::to_string_pretty(&document)?),
+        false => println!("{}", table::of(&document)),
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Before the run, so that no run is lost for want of a place, and none to another one.
+fn claim(directory: &Path) -> Result<()> {
+    make(directory)?;
+    if directory.join(RUN).exists() {
+        bail!("{} holds a run already: name another directory", directory.display());
+    }
+    page::store(&directory.join("index.html"), "the run goes on\n")
+}
+
+const RUN: &str = "run.json";
+
+fn keep(document: &Document, how: &How) -> Result<()> {
+    let Some(directory) = &how.save else { return Ok(()) };
+    page::store(&directory.join(RUN), &serde_json::to_string_pretty(document)?)?;
+    page::write(document, directory)
 }
 
 fn plan(how: &How) -> Result<Plan> {
@@ -114,14 +202,6 @@ fn measure(plan: Plan, kinds: &[Kind]) -> Result<Document> {
     kinds.iter().try_for_each(|kind| stage.measure(*kind))?;
     let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
     stage.end(names.join(" "))
-}
-
-fn show(document: &Document, how: &How) -> Result<()> {
-    match how.json {
-        true => println!("{}", serde_json::to_string_pretty(document)?),
-        false => println!("{}", table::of(document)),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -39,18 +39,40 @@ fn end(document: &Document) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-/// Columns of the widths that they need.
 fn show(grid: &Grid) -> String {
-    let mut lines = vec![grid.title.clone()];
-    let all = || std::iter::once(&grid.header).chain(&grid.lines);
-    let width = |column: usize| all().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..grid.header.len()).map(width).collect();
-    lines.extend(all().map(|line| show_line(line, &widths)));
-    lines.extend(grid.remarks.iter().map(|remark| format!("  {remark}")));
-    lines.join("\n")
+    let all: Vec<_> = std::iter::once(&grid.header).chain(&grid.lines).cloned().collect();
+    let remarks = grid.remarks.iter().map(|remark| format!("  {remark}"));
+    std::iter::once(grid.title.clone()).chain(columns(&all)).chain(remarks).collect::<Vec<_>>().join("\n")
 }
 
-fn show_line(line: &[String], widths: &[usize]) -> String {
+/// Columns of the widths that they need.
+pub(crate) fn columns(lines: &[Vec<String>]) -> Vec<String> {
+    let count = lines.first().map_or(0, Vec::len);
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    lines.iter().map(|line| columns_of(line, &widths)).collect()
+}
+
+fn columns_of(line: &[String], widths: &[usize]) -> String {
     let cells = line.iter().zip(widths).map(|(cell, width)| format!("  {cell:width$}"));
     cells.collect::<String>().trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::made_up;
+
+    #[test]
+    fn the_table_of_a_run_reads_as_kept() {
+        assert_eq!(of(&made_up::document()), include_str!("golden/table.txt").trim_end());
+    }
+
+    #[test]
+    fn a_quiet_run_without_notes_ends_with_the_losses() {
+        let mut run = made_up::document();
+        (run.disturbed.trials, run.notes) = (0, vec![]);
+        run.rows.retain(|row| row.bench == "udp-lossless");
+        assert!(of(&run).ends_with("hoist loses nowhere in this run"));
+    }
 }

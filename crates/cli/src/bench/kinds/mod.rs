@@ -67,6 +67,17 @@ impl Kind {
     }
 }
 
+/// What the figures of a bench show; none of one that this program does not know.
+pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
+    Kind::EACH.iter().find(|kind| kind.name() == bench).map(|kind| kind.title())
+}
+
+/// Whether a metric is drawn: loss and reordering of what is drawn as goodput are in the tables.
+pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
+    let is_load = bench != Kind::UdpLossless.name();
+    !(is_load && [LOSS.name, REORDERED.name].contains(&metric))
+}
+
 const GOODPUT: Metric = Metric::more("goodput", "packets/s");
 const LOSS: Metric = Metric::less("loss", "%");
 const CPU: Metric = Metric::less("CPU time", "ns/packet");
