@@ -38,7 +38,7 @@ fn grid(rows: &[&Row]) -> Grid {
         .into_iter()
         .map(|metric| Column::of(metric, &results))
         .partition(|column| column.rows.iter().any(|row| row.max != 0.0));
-    let places = distinct(results.iter().map(|row| (row.point.as_ref(), row.side.as_str())));
+    let places = places(&results);
     let name = point_name(rows[0]);
     let first = (!name.is_empty()).then(|| name.to_owned());
     let header = first.into_iter().chain(["side".into(), "n".into()]);
@@ -48,6 +48,18 @@ fn grid(rows: &[&Row]) -> Grid {
         lines: lines(&places, &columns),
         remarks: zeros.iter().map(|column| format!("{}: 0 in every sample", column.metric)).collect(),
     }
+}
+
+/// Each point with every side, as far as there are rows.
+fn places<'a>(rows: &[&'a Row]) -> Vec<(Option<&'a Point>, &'a str)> {
+    let mut points = distinct(rows.iter().map(|row| row.point.as_ref()));
+    let value = |point: &Option<&Point>| point.map_or(0.0, |point| point.value);
+    points.sort_by(|a, b| value(a).total_cmp(&value(b)));
+    let of = |point| rows.iter().filter(move |row| row.point.as_ref() == point).map(|row| row.side.as_str());
+    points
+        .into_iter()
+        .flat_map(|point| distinct(of(point)).into_iter().map(move |side| (point, side)))
+        .collect()
 }
 
 fn title(rows: &[&Row]) -> String {
@@ -113,8 +125,9 @@ impl<'a> Column<'a> {
         let Some(row) = self.row(point, side) else { return [String::new(), String::new()] };
         let show = |value: f64| format!("{:.*}", self.decimals, value / self.factor);
         let spread = format!("{} ({} to {})", show(row.median), show(row.min), show(row.max));
-        let kernel = self.row(point, "kernel").filter(|kernel| side != "kernel" && kernel.median != 0.0);
-        let ratio = kernel.map(|kernel| format!("{:.2}x", row.median / kernel.median));
+        let kernel = self.row(point, "kernel").filter(|kernel| kernel.median != 0.0);
+        let is_told = side != "kernel" && self.unit != "%";
+        let ratio = kernel.filter(|_| is_told).map(|kernel| format!("{:.2}x", row.median / kernel.median));
         [spread, ratio.unwrap_or_default()]
     }
 }

@@ -95,3 +95,15 @@ pub(crate) fn times(row: &mut Row, factor: f64) {
     let Spread { median, min, max } = Spread::of(&row.samples).unwrap();
     (row.median, row.min, row.max) = (median, min, max);
 }
+
+/// Line by line, and says which differs.
+pub(crate) fn assert_same(made: &str, kept: &str) {
+    if let (Ok(directory), true) = (std::env::var("KEEP_GOLDEN"), made.trim_end() != kept.trim_end()) {
+        let name = if made.starts_with('<') { "udp-overload.svg" } else { "table.txt" };
+        std::fs::write(format!("{directory}/{name}"), format!("{}\n", made.trim_end())).unwrap();
+    }
+    for (number, (made, kept)) in made.lines().zip(kept.lines()).enumerate() {
+        assert_eq!(made, kept, "line {}", number + 1);
+    }
+    assert_eq!(made.lines().count(), kept.lines().count(), "lines");
+}

@@ -71,11 +71,6 @@ impl Stage {
         self.plan.sides.iter().copied().filter(|side| of.contains(side)).collect()
     }
 
-    /// The round that goes on, from 1.
-    pub(crate) fn round(&self) -> usize {
-        self.pace.round()
-    }
-
     /// Keeps one sample.
     pub(crate) fn record(&mut self, side: &str, point: Option<&Point>, metric: Metric, sample: f64) {
         self.rows.add(self.kind, side, point.cloned(), metric, sample);

@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_table_of_a_run_reads_as_kept() {
-        assert_eq!(of(&made_up::document()), include_str!("golden/table.txt").trim_end());
+        made_up::assert_same(&of(&made_up::document()), include_str!("golden/table.txt"));
     }
 
     #[test]
