@@ -80,7 +80,7 @@ fn draw_head(area: &Area, figure: &Figure) -> Drawn {
         area.draw(&Text::new(side.clone(), (x + 34, 47), font(13, BLACK)))?;
         x += 34 + 8 * side.len() as i32 + 28;
     }
-    let note = "bars: least to most of all samples".to_owned();
+    let note = "whiskers: least to most of all samples".to_owned();
     area.draw(&Text::new(note, (x, 47), font(12, GREY)))?;
     Ok(())
 }

@@ -250,7 +250,7 @@ impl Scale {
             return Axis { label, from: 0.0, to, ticks };
         }
         let (from, to) = (self.place(least) - 0.1, self.place(most) + 0.1);
-        Axis { label, from, to, ticks: log_ticks(from, to) }
+        Axis { label, from, to, ticks: log_ticks(from, to, &self.unit) }
     }
 
     /// Where what is received equals what is offered.
@@ -267,12 +267,17 @@ fn ends(values: &[f64]) -> (f64, f64) {
 }
 
 /// Decades, and 2 and 5 between them where there are few.
-fn log_ticks(from: f64, to: f64) -> Vec<(f64, String)> {
+fn log_ticks(from: f64, to: f64, unit: &str) -> Vec<(f64, String)> {
     let digits: &[f64] = if to - from > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let decades = (from.floor() as i32..=to.ceil() as i32).map(|power| 10f64.powi(power));
     let values = decades.flat_map(|decade| digits.iter().map(move |digit| decade * digit));
     let within = values.filter(|value| (from..=to).contains(&value.log10()));
-    within.map(|value| (value.log10(), number::with_unit(value, "").trim_end().to_owned())).collect()
+    within.map(|value| (value.log10(), tick(value, unit))).collect()
+}
+
+fn tick(value: f64, unit: &str) -> String {
+    let (factor, prefix) = number::scale(value, unit);
+    format!("{} {prefix}", number::short(value / factor)).trim_end().to_owned()
 }
 
 #[cfg(test)]

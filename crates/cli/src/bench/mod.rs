@@ -16,11 +16,13 @@ mod pace;
 mod page;
 pub(crate) mod plan;
 mod program;
+mod rates;
 mod search;
 pub(crate) mod session;
 pub(crate) mod side;
 mod stage;
 mod stats;
+mod status;
 mod table;
 pub(crate) mod trial;
 

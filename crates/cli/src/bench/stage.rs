@@ -10,7 +10,8 @@ use super::{
     search,
     session::Signals,
     side::Side,
-    trial::{Load, Retakes, Trial},
+    status::StatusFile,
+    trial::{self, Load, Retakes, Trial},
 };
 use anyhow::Result;
 use hoist_wire::Testbed;
@@ -32,12 +33,16 @@ pub(crate) struct Stage {
     disturbed: Disturbed,
     notes: Vec<String>,
     /// Where the kernel breaks, once it has been looked for.
-    pub(super) breaking_pps: Option<f64>,
+    breaking_pps: Option<f64>,
+    status: StatusFile,
+    /// How Hoist was attached.
+    mode: Option<String>,
 }
 
 impl Stage {
     pub(crate) fn up(plan: Plan) -> Result<Self> {
-        let signals = Signals::block()?;
+        let (signals, status) = (Signals::block()?, StatusFile::make()?);
+        let plan = Plan { status: Some(status.path.clone()), ..plan };
         Ok(Self {
             testbed: Testbed::builder().up()?,
             retakes: Retakes::of(&plan),
@@ -50,6 +55,8 @@ impl Stage {
             disturbed: Disturbed::default(),
             notes: Vec::new(),
             breaking_pps: None,
+            status,
+            mode: None,
         })
     }
 
@@ -111,12 +118,29 @@ impl Stage {
 
     /// A UDP trial of one side; retaken when somebody disturbed it.
     pub(crate) fn trial(&mut self, side: Side, load: &Load) -> Result<Trial> {
-        let trial = self.retakes.trial((&self.testbed, &self.signals), &self.plan, side, load)?;
-        self.count_trial(trial.is_disturbed(&self.plan));
+        let plan = self.plan.clone();
+        let attempt = |testbed: &Testbed, plan: &Plan| trial::attempt(testbed, plan, side, load);
+        let trial = self.retaken(|trial: &Trial| trial.is_disturbed(&plan), attempt)?;
+        if side == Side::Hoist {
+            self.judge_lifting()?;
+        }
         Ok(trial)
     }
 
-    /// Takes again what somebody disturbed, for measurements that are no UDP trial.
+    /// Readers must know when what `hoist run` says of a trial is not what the side's name promises.
+    fn judge_lifting(&mut self) -> Result<()> {
+        let lifted = self.status.read()?;
+        if lifted.percent < 99.0 {
+            self.note("less than 99 % of a trial of hoist was lifted".into());
+        }
+        if lifted.leaked_frames != 0 {
+            self.note(format!("hoist run lost track of {} frames", lifted.leaked_frames));
+        }
+        self.mode = lifted.mode.or(self.mode.take());
+        Ok(())
+    }
+
+    /// Takes again what somebody disturbed.
     pub(crate) fn retaken<T>(
         &mut self,
         is_disturbed: impl Fn(&T) -> bool,
@@ -137,6 +161,7 @@ impl Stage {
             Some(pps) => Ok(pps),
             None => {
                 let pps = search::run(self, Side::Kernel, Some(KERNEL_GUESS_PPS))?.pps;
+                self.note(format!("the kernel breaks at {}", number::with_unit(pps, "packets/s")));
                 Ok(*self.breaking_pps.insert(pps))
             }
         }
@@ -152,7 +177,7 @@ impl Stage {
             name,
             command: host::command(),
             commit: host::commit(),
-            host: Host::here(self.plan.host_cpu),
+            host: Host { mode: self.mode, ..Host::here(self.plan.host_cpu) },
             settings: serde_json::to_value(&self.plan)?,
             rows: self.rows.into_vec(),
             disturbed: self.disturbed,

@@ -164,7 +164,7 @@ struct Report {
 }
 
 /// Sends to `side` and reports what became of it.
-fn attempt(testbed: &Testbed, plan: &Plan, side: Side, load: &Load) -> Result<Trial> {
+pub(crate) fn attempt(testbed: &Testbed, plan: &Plan, side: Side, load: &Load) -> Result<Trial> {
     let program = Program::ready(testbed.host(), plan.host_cpu, side, &side.sink(plan, PORT)?)?;
     let napis = favoured_napis(testbed, plan, side)?;
     let before = (cpu_ns(&napis)?, program.cpu_ns());

@@ -3,6 +3,7 @@
 //! A kind is a struct with [`Bench`]: `prepare` makes it (and may measure what its rounds need), every `round` takes one sample
 //! of each side at each of its points and records it with [`Stage::record`]. [`Stage::measure`] decides how many rounds there are.
 
+mod flows;
 mod lossless;
 mod overload;
 mod pass_cost;
@@ -21,6 +22,8 @@ pub(crate) enum Kind {
     UdpLossless,
     /// Goodput and cost from a quarter of the kernel's breaking point to beyond twice it.
     UdpOverload,
+    /// Goodput and cost from one flow to a million.
+    Flows,
     /// What an attached Hoist costs traffic that it does not lift.
     PassCost,
     /// Every one of them.
@@ -34,12 +37,13 @@ pub(crate) trait Bench {
 }
 
 impl Kind {
-    pub(crate) const EACH: [Self; 3] = [Self::UdpLossless, Self::UdpOverload, Self::PassCost];
+    pub(crate) const EACH: [Self; 4] = [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::PassCost];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::UdpLossless => "udp-lossless",
             Self::UdpOverload => "udp-overload",
+            Self::Flows => "flows",
             Self::PassCost => "pass-cost",
             Self::All => "all",
         }
@@ -50,6 +54,7 @@ impl Kind {
         match self {
             Self::UdpLossless => "The highest rate of UDP datagrams received without loss",
             Self::UdpOverload => "What is received of UDP datagrams offered at rising rates",
+            Self::Flows => "What is received of UDP datagrams of one flow to a million",
             Self::PassCost => {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
             }
@@ -61,6 +66,7 @@ impl Kind {
         match self {
             Self::UdpLossless => lossless::prepare(stage),
             Self::UdpOverload => overload::prepare(stage),
+            Self::Flows => flows::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
