@@ -50,9 +50,10 @@ impl Host {
     }
 }
 
-/// The source that this was run from.
+/// Of the source that this was built from, as far as it still is where it was.
 pub(crate) fn commit() -> String {
-    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let source = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new("git").args(["-C", source, "describe", "--always", "--dirty"]).output();
     match output {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().into(),
         _ => "unknown".into(),
