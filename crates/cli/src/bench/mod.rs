@@ -14,6 +14,7 @@ mod number;
 mod others;
 mod pace;
 mod page;
+mod peers;
 pub(crate) mod plan;
 mod program;
 mod rates;
@@ -114,6 +115,9 @@ struct How {
     /// Offered rates of udp-overload in packets per second (k, M and G are understood).
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = crate::wire::rate)]
     rates: Option<Vec<f64>>,
+    /// Also the receivers of benches/peers that are built, in udp-lossless and udp-overload.
+    #[arg(long)]
+    peers: bool,
 }
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
@@ -185,6 +189,9 @@ fn plan(how: &How) -> Result<Plan> {
     plan.rcvbuf = how.rcvbuf.or(plan.rcvbuf);
     plan.flows = how.flows.unwrap_or(plan.flows);
     plan.rates = how.rates.clone();
+    if how.peers {
+        plan.sides.extend(peers::find()?.into_iter().map(Side::Peer));
+    }
     plan.check()?;
     Ok(plan)
 }
@@ -201,6 +208,7 @@ fn measure(plan: Plan, kinds: &[Kind]) -> Result<Document> {
     let _favoured = Favoured::session();
     hoist_wire::pin_thread(plan.wire_cpu)?;
     let mut stage = Stage::up(plan)?;
+    stage.try_peers();
     kinds.iter().try_for_each(|kind| stage.measure(*kind))?;
     let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
     stage.end(names.join(" "))

@@ -66,7 +66,7 @@ impl Plan {
     pub(crate) fn full() -> Self {
         Self {
             quick: false,
-            sides: Side::ALL.into(),
+            sides: Side::ALL.to_vec(),
             repeats: 5,
             bench_ms: None,
             trial_ms: 1000,

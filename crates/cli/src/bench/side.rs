@@ -5,7 +5,7 @@
 //! options it asks for, which are none. Only the generator is favoured, on its own CPU. The side kernel-tuned differs, and only it:
 //! there NAPI and program have precedence (nice -20) and a large SO_RCVBUF, which is the best that was found for the kernel.
 
-use super::{plan::Plan, program::sibling};
+use super::{peers::Peer, plan::Plan, program::sibling};
 use anyhow::{Context, Result};
 use hoist_wire::Precedence;
 use serde::Serialize;
@@ -22,6 +22,10 @@ pub(crate) enum Side {
     Hoist,
     /// A raw AF_XDP sink: what the wire and AF_XDP give.
     Limit,
+    /// What else receives, on request.
+    #[value(skip)]
+    #[serde(untagged)]
+    Peer(Peer),
 }
 
 impl Side {
@@ -33,6 +37,7 @@ impl Side {
             Self::KernelTuned => "kernel-tuned",
             Self::Hoist => "hoist",
             Self::Limit => "limit",
+            Self::Peer(peer) => peer.name,
         }
     }
 
@@ -51,6 +56,7 @@ impl Side {
     pub(crate) fn sink(self, plan: &Plan, port: u16) -> Result<Vec<String>> {
         let mut sink = match self {
             Self::Limit => vec![beside("hoist-raw-sink")?, "vb".into(), port.to_string()],
+            Self::Peer(peer) => vec![peer.path.into(), "vb".into(), port.to_string()],
             _ => vec![beside("hoist-sink")?, format!("0.0.0.0:{port}")],
         };
         if let Some(bytes) = self.rcvbuf(plan) {
@@ -65,7 +71,7 @@ impl Side {
         match self {
             Self::Kernel | Self::Hoist => plan.rcvbuf,
             Self::KernelTuned => Some(plan.tuned_rcvbuf),
-            Self::Limit => None,
+            Self::Limit | Self::Peer(_) => None,
         }
     }
 

@@ -7,6 +7,7 @@ use super::{
     number,
     pace::Pace,
     plan::Plan,
+    program::Program,
     search,
     session::Signals,
     side::Side,
@@ -76,6 +77,25 @@ impl Stage {
     /// The sides of the run that this bench has, in the order in which they take turns.
     pub(crate) fn sides(&self, of: &[Side]) -> Vec<Side> {
         self.plan.sides.iter().copied().filter(|side| of.contains(side)).collect()
+    }
+
+    /// The sides of the run and its peers, for benches that any receiver can run.
+    pub(crate) fn receivers(&self) -> Vec<Side> {
+        self.plan.sides.clone()
+    }
+
+    /// Leaves out peers that cannot be started here, and says why.
+    pub(crate) fn try_peers(&mut self) {
+        for side in self.receivers().into_iter().filter(|side| matches!(side, Side::Peer(_))) {
+            let end = self.testbed.host();
+            let started = side
+                .sink(&self.plan, trial::PORT)
+                .and_then(|command| Program::ready(end, self.plan.host_cpu, side, &command));
+            if let Err(error) = started {
+                self.notes.push(format!("the peer {} was left out: {error:#}", side.name()));
+                self.plan.sides.retain(|other| *other != side);
+            }
+        }
     }
 
     /// Keeps one sample.

@@ -4,7 +4,6 @@ use super::Bench;
 use crate::bench::{
     document::Metric,
     search::{self, Found},
-    side::Side,
     stage::Stage,
 };
 use anyhow::Result;
@@ -24,7 +23,7 @@ struct Lossless {
 
 impl Bench for Lossless {
     fn round(&mut self, stage: &mut Stage) -> Result<()> {
-        for side in stage.sides(&Side::ALL) {
+        for side in stage.receivers() {
             let guess = self.last.get(side.name()).copied().or(FIRST_GUESS_PPS);
             let Found { pps, wire_limited } = search::run(stage, side, guess)?;
             stage.record(side.name(), None, RATE, pps);

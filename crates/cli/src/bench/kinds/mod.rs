@@ -78,10 +78,10 @@ pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
     Kind::EACH.iter().find(|kind| kind.name() == bench).map(|kind| kind.title())
 }
 
-/// Whether a metric is drawn: loss and reordering of what is drawn as goodput are in the tables.
+/// Whether a metric is drawn: the tables have all of them.
 pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
-    let is_load = bench != Kind::UdpLossless.name();
-    !(is_load && [LOSS.name, REORDERED.name].contains(&metric))
+    let is_cost = bench == Kind::PassCost.name();
+    ![LOSS.name, REORDERED.name].contains(&metric) && !(is_cost && metric == GOODPUT.name)
 }
 
 const GOODPUT: Metric = Metric::more("goodput", "packets/s");

@@ -1,7 +1,7 @@
 //! `udp-overload`: goodput against offered rate.
 
 use super::{Bench, record_trial};
-use crate::bench::{document::Point, rates, side::Side, stage::Stage, trial::Load};
+use crate::bench::{document::Point, rates, stage::Stage, trial::Load};
 use anyhow::Result;
 
 pub(super) fn prepare(stage: &mut Stage) -> Result<Box<dyn Bench>> {
@@ -20,7 +20,7 @@ impl Bench for Overload {
     fn round(&mut self, stage: &mut Stage) -> Result<()> {
         for rate in &self.rates {
             let point = Point::of("offered", *rate, "packets/s");
-            for side in stage.sides(&Side::ALL) {
+            for side in stage.receivers() {
                 stage.show(side.name(), Some(&point));
                 let load = Load::at(*rate, &stage.plan);
                 let trial = stage.trial(side, &load)?;

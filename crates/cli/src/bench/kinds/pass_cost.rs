@@ -11,7 +11,7 @@ use crate::bench::{
 use anyhow::Result;
 
 /// CPU time with Hoist on the device over that without, of two trials one after the other.
-const RATIO: Metric = Metric::less("CPU time, ratio of pairs", "times the kernel's");
+const RATIO: Metric = Metric::less("CPU time ratio", "of pairs");
 
 pub(super) fn prepare(_: &mut Stage) -> Result<Box<dyn Bench>> {
     Ok(Box::new(PassCost))
