@@ -136,11 +136,17 @@ impl Stage {
         format!("{}  {side}  {round}{}{}", self.kind, point.unwrap_or_default(), left.unwrap_or_default())
     }
 
-    /// A UDP trial of one side; retaken when somebody disturbed it.
+    /// A UDP trial of one side; taken again when somebody disturbed it.
     pub(crate) fn trial(&mut self, side: Side, load: &Load) -> Result<Trial> {
         let plan = self.plan.clone();
         let attempt = |testbed: &Testbed, plan: &Plan| trial::attempt(testbed, plan, side, load);
         let trial = self.retaken(|trial: &Trial| trial.is_disturbed(&plan), attempt)?;
+        if trial.wire_fell_short() && self.pace.round() > 0 {
+            self.note(
+                "the wire sent less than it was asked for in some trials: compare loss there, not goodput"
+                    .into(),
+            );
+        }
         if side == Side::Hoist {
             self.judge_lifting()?;
         }

@@ -80,11 +80,16 @@ pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
 
 /// Whether a metric is drawn: the tables have all of them.
 pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
-    let is_cost = bench == Kind::PassCost.name();
-    ![LOSS.name, REORDERED.name].contains(&metric) && !(is_cost && metric == GOODPUT.name)
+    let hidden: &[&str] = match bench == Kind::PassCost.name() {
+        true => &[GOODPUT.name, LOSS.name, REORDERED.name],
+        false => &[LOSS.name, REORDERED.name],
+    };
+    !hidden.contains(&metric)
 }
 
 const GOODPUT: Metric = Metric::more("goodput", "packets/s");
+/// What the wire sent of what it was asked for.
+const SENT: Metric = Metric::part("sent", "packets/s");
 const LOSS: Metric = Metric::less("loss", "%");
 const CPU: Metric = Metric::less("CPU time", "ns/packet");
 const CPU_NAPI: Metric = Metric::part("CPU time of NAPI", "ns/packet");
@@ -96,6 +101,7 @@ const REORDERED: Metric = Metric::less("reordered", "packets");
 fn record_trial(stage: &mut Stage, side: &str, point: Option<&Point>, trial: &Trial) {
     let samples = [
         (GOODPUT, trial.goodput_pps),
+        (SENT, trial.sent_pps),
         (LOSS, trial.loss() * 100.0),
         (CPU, trial.ns_per_packet()),
         (CPU_NAPI, trial.per_packet(trial.napi_ns)),
