@@ -7,6 +7,7 @@ mod flows;
 mod lossless;
 mod overload;
 mod pass_cost;
+mod tcp_bulk;
 
 use super::{
     document::{Metric, Point},
@@ -24,6 +25,8 @@ pub(crate) enum Kind {
     UdpOverload,
     /// Goodput and cost from one flow to a million.
     Flows,
+    /// Goodput and cost of one TCP connection that is read as fast as it can be.
+    TcpBulk,
     /// What an attached Hoist costs traffic that it does not lift.
     PassCost,
     /// Every one of them.
@@ -37,13 +40,15 @@ pub(crate) trait Bench {
 }
 
 impl Kind {
-    pub(crate) const EACH: [Self; 4] = [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::PassCost];
+    pub(crate) const EACH: [Self; 5] =
+        [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::TcpBulk, Self::PassCost];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::UdpLossless => "udp-lossless",
             Self::UdpOverload => "udp-overload",
             Self::Flows => "flows",
+            Self::TcpBulk => "tcp-bulk",
             Self::PassCost => "pass-cost",
             Self::All => "all",
         }
@@ -55,6 +60,7 @@ impl Kind {
             Self::UdpLossless => "The highest rate of UDP datagrams received without loss",
             Self::UdpOverload => "What is received of UDP datagrams offered at rising rates",
             Self::Flows => "What is received of UDP datagrams of one flow to a million",
+            Self::TcpBulk => "What is received of one TCP connection that the wire fills",
             Self::PassCost => {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
             }
@@ -67,6 +73,7 @@ impl Kind {
             Self::UdpLossless => lossless::prepare(stage),
             Self::UdpOverload => overload::prepare(stage),
             Self::Flows => flows::prepare(stage),
+            Self::TcpBulk => tcp_bulk::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
