@@ -8,7 +8,7 @@ use super::{
     side::Side,
 };
 use anyhow::{Context, Result, bail};
-use hoist_wire::{Generator, Limit, Napi, Spec, Testbed, prefer_thread};
+use hoist_wire::{Generator, Limit, Napi, Pattern, Spec, Testbed, prefer_thread};
 use serde::{Deserialize, Serialize};
 use std::{
     cell::Cell,
@@ -80,6 +80,8 @@ pub(crate) struct Load {
     pub(crate) pps: f64,
     /// Flows in turn.
     pub(crate) flows: u64,
+    /// To so many sockets of one program in turn, in place of flows to one.
+    pub(crate) sockets: Option<u32>,
     /// For so long.
     pub(crate) time: Duration,
 }
@@ -87,18 +89,28 @@ pub(crate) struct Load {
 impl Load {
     /// At `pps`, and otherwise as planned.
     pub(crate) fn at(pps: f64, plan: &Plan) -> Self {
-        Self { pps, flows: plan.flows, time: Duration::from_millis(plan.trial_ms) }
+        Self { pps, flows: plan.flows, sockets: None, time: Duration::from_millis(plan.trial_ms) }
     }
 
     fn spec(&self, testbed: &Testbed, plan: &Plan) -> Spec {
-        Spec::to(SocketAddr::from((testbed.host().v4(), PORT)))
+        let spec = Spec::to(SocketAddr::from((testbed.host().v4(), PORT)))
             .frame_len(plan.frame_len)
             .packets_per_second(self.pps)
             .flows(self.flows)
             .checksum(plan.checksum)
             .limit(Limit::Time(self.time))
             .cpu(plan.wire_cpu)
-            .favoured(true)
+            .favoured(true);
+        match self.sockets {
+            Some(sockets) => spec.pattern(Pattern::Outcast(sockets)),
+            None => spec,
+        }
+    }
+
+    fn command(&self, side: Side, plan: &Plan) -> Result<Vec<String>> {
+        let mut command = side.sink(plan, PORT)?;
+        command.extend(self.sockets.iter().flat_map(|sockets| ["--sockets".into(), sockets.to_string()]));
+        Ok(command)
     }
 }
 
@@ -165,7 +177,7 @@ struct Report {
 
 /// Sends to `side` and reports what became of it.
 pub(crate) fn attempt(testbed: &Testbed, plan: &Plan, side: Side, load: &Load) -> Result<Trial> {
-    let program = Program::ready(testbed.host(), plan.host_cpu, side, &side.sink(plan, PORT)?)?;
+    let program = Program::ready(testbed.host(), plan.host_cpu, side, &load.command(side, plan)?)?;
     let napis = favoured_napis(testbed, plan, side)?;
     let before = (cpu_ns(&napis)?, program.cpu_ns());
     let watch = Watch::start(plan.host_cpu, &program);

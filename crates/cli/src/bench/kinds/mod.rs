@@ -7,6 +7,7 @@ mod flows;
 mod lossless;
 mod overload;
 mod pass_cost;
+mod sockets;
 mod tcp_bulk;
 
 use super::{
@@ -25,6 +26,8 @@ pub(crate) enum Kind {
     UdpOverload,
     /// Goodput and cost from one flow to a million.
     Flows,
+    /// Goodput and cost from one socket of a program to ten thousand.
+    Sockets,
     /// Goodput and cost of one TCP connection that is read as fast as it can be.
     TcpBulk,
     /// What an attached Hoist costs traffic that it does not lift.
@@ -40,14 +43,15 @@ pub(crate) trait Bench {
 }
 
 impl Kind {
-    pub(crate) const EACH: [Self; 5] =
-        [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::TcpBulk, Self::PassCost];
+    pub(crate) const EACH: [Self; 6] =
+        [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::Sockets, Self::TcpBulk, Self::PassCost];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::UdpLossless => "udp-lossless",
             Self::UdpOverload => "udp-overload",
             Self::Flows => "flows",
+            Self::Sockets => "sockets",
             Self::TcpBulk => "tcp-bulk",
             Self::PassCost => "pass-cost",
             Self::All => "all",
@@ -60,6 +64,7 @@ impl Kind {
             Self::UdpLossless => "The highest rate of UDP datagrams received without loss",
             Self::UdpOverload => "What is received of UDP datagrams offered at rising rates",
             Self::Flows => "What is received of UDP datagrams of one flow to a million",
+            Self::Sockets => "What is received by a program of one socket to ten thousand",
             Self::TcpBulk => "What is received of one TCP connection that the wire fills",
             Self::PassCost => {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
@@ -73,6 +78,7 @@ impl Kind {
             Self::UdpLossless => lossless::prepare(stage),
             Self::UdpOverload => overload::prepare(stage),
             Self::Flows => flows::prepare(stage),
+            Self::Sockets => sockets::prepare(stage),
             Self::TcpBulk => tcp_bulk::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
