@@ -1,295 +1,229 @@
 //! `hoist bench`: what Hoist gains, measured against the kernel on the same core of this machine.
 
+mod compare;
+mod document;
+mod draw;
+mod figure;
+mod grid;
+mod host;
+mod kinds;
+mod losses;
+#[cfg(test)]
+mod made_up;
+mod number;
 mod others;
+mod pace;
+mod page;
+mod peers;
 pub(crate) mod plan;
-mod report;
+mod program;
+mod rates;
 mod search;
+pub(crate) mod session;
 pub(crate) mod side;
+mod stage;
+mod stats;
+mod status;
+mod table;
+pub(crate) mod trial;
+
+pub(crate) use session::{Favoured, Signals};
 
 use anyhow::{Context, Result, bail};
-use hoist_wire::Testbed;
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
-};
+use compare::Comparison;
+use document::{Document, distinct};
+use kinds::Kind;
 use plan::Plan;
-use report::{Lossless, Machine, Overload, PassPair, Report, Summary};
-use search::Search;
-use side::{PORT, Receiver, Retakes, Side, Trial};
+use side::Side;
+use stage::Stage;
 use std::{
-    io::{IsTerminal, Write},
-    os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-/// Measure on a testbed of its own.
+/// Measure Hoist against the kernel, side by side, on a testbed of its own
+///
+/// Needs root and two CPUs; makes network namespaces of its own and removes them.
 #[derive(clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: What,
+    kept: Option<Kept>,
+    /// What to measure.
+    #[arg(required = true, value_enum, value_name = "LIST")]
+    list: Vec<Kind>,
+    #[command(flatten)]
+    how: How,
 }
 
+/// What is done with runs that were kept.
 #[derive(clap::Subcommand)]
-enum What {
-    /// Loss-free rate, goodput under overload and the cost of what passes, for UDP.
-    Udp(Udp),
+enum Kept {
+    /// Which differences between two kept runs are larger than the noise.
+    Compare {
+        /// The run before: a file, or the directory of --save.
+        first: PathBuf,
+        /// The run after.
+        second: PathBuf,
+        /// One JSON object on standard output, and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw the pictures and the page of a kept run again.
+    Report {
+        /// The run: a file, or the directory of --save.
+        run: PathBuf,
+        /// Where they go.
+        directory: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
-struct Udp {
-    /// Three repeats of short trials, about three minutes instead of ten: to look, not to quote.
+struct How {
+    /// At most 40 seconds a bench, shorter trials and fewer repeats: to look, not to quote.
     #[arg(long)]
     quick: bool,
-    /// Store all samples and where they come from.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Samples of each figure; 5 unless told.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    repeats: Option<u16>,
     /// Only these sides.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["kernel", "kernel-tuned", "hoist", "limit"])]
-    sides: Vec<SideName>,
-    /// Only these measurements.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["lossless", "overload", "pass-cost"])]
-    only: Vec<Measurement>,
-    /// Repeats of each figure.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SIDES", default_values = ["kernel", "kernel-tuned", "hoist", "limit"])]
+    sides: Vec<Side>,
+    /// One JSON object with every sample on standard output, and nothing else.
     #[arg(long)]
-    repeats: Option<usize>,
+    json: bool,
+    /// Keep the run in a new directory: run.json, one SVG a bench, and a page (index.html).
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
     /// Bytes of a frame.
-    #[arg(long)]
+    #[arg(long, value_name = "BYTES")]
     size: Option<usize>,
     /// Flows in turn.
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     flows: Option<u64>,
+    /// SO_RCVBUF of kernel and hoist in bytes instead of the system's default.
+    #[arg(long, value_name = "BYTES")]
+    rcvbuf: Option<u32>,
     /// What may be lost in a trial that counts as loss-free.
     #[arg(long, value_name = "FRACTION")]
     tolerated_loss: Option<f64>,
-    /// SO_RCVBUF of the receivers in bytes instead of the system's default.
+    /// Offered rates of udp-overload in packets per second (k, M and G are understood).
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = crate::wire::rate)]
+    rates: Option<Vec<f64>>,
+    /// Also the receivers of benches/peers that are built, in udp-lossless and udp-overload.
     #[arg(long)]
-    rcvbuf: Option<u32>,
-}
-
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum SideName {
-    /// An unmodified program as is.
-    Kernel,
-    /// The same with a large SO_RCVBUF, it and NAPI at nice -20.
-    KernelTuned,
-    /// The unmodified program as is, under `hoist run`.
-    Hoist,
-    /// A raw AF_XDP sink.
-    Limit,
-}
-
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Measurement {
-    Lossless,
-    Overload,
-    PassCost,
+    peers: bool,
 }
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
-    let What::Udp(args) = args.what;
-    let plan = plan(&args)?;
-    let _favoured = Favoured::session();
-    hoist_wire::pin_thread(plan.wire_cpu)?;
-    let testbed = Testbed::builder().up()?;
-    let (retakes, signals) = (Retakes::of(&plan), Signals::block()?);
-    let bench = Bench { testbed, plan, sides: sides(&args), retakes, progress: Progress, signals };
-    let report = bench.run(&args.only)?;
-    println!("{}", report::table(&report));
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    match &args.kept {
+        Some(Kept::Compare { first, second, json }) => compare(first, second, *json)?,
+        Some(Kept::Report { run, directory }) => report(run, directory)?,
+        None => return run(&args.how, &kinds(&args.list)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn plan(args: &Udp) -> Result<Plan> {
-    let mut plan = if args.quick { Plan::quick() } else { Plan::full() };
-    plan.repeats = args.repeats.unwrap_or(plan.repeats).max(1);
-    plan.frame_len = args.size.unwrap_or(plan.frame_len);
-    plan.tolerated_loss = args.tolerated_loss.unwrap_or(plan.tolerated_loss);
-    plan.rcvbuf = args.rcvbuf.or(plan.rcvbuf);
-    plan.flows = args.flows.unwrap_or(plan.flows);
+fn compare(first: &Path, second: &Path, json: bool) -> Result<()> {
+    let comparison = Comparison::of(&Document::read(first)?, &Document::read(second)?);
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&comparison)?),
+        false => println!("{}", comparison.text()),
+    }
+    Ok(())
+}
+
+fn report(run: &Path, directory: &Path) -> Result<()> {
+    let document = Document::read(run)?;
+    make(directory)?;
+    page::write(&document, directory)
+}
+
+fn make(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("making {} (mkdir)", directory.display()))
+}
+
+fn run(how: &How, kinds: &[Kind]) -> Result<ExitCode> {
+    let plan = plan(how)?;
+    if let Some(code) = session::apart()? {
+        return Ok(code);
+    }
+    how.save.as_deref().map_or(Ok(()), claim)?;
+    let document = measure(plan, kinds)?;
+    keep(&document, how)?;
+    match how.json {
+        true => println!("{}", serde_json::to_string_pretty(&document)?),
+        false => println!("{}", table::of(&document)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Before the run, so that no run is lost for want of a place, and none to another one.
+fn claim(directory: &Path) -> Result<()> {
+    make(directory)?;
+    if directory.join(RUN).exists() {
+        bail!("{} holds a run already: name another directory", directory.display());
+    }
+    page::store(&directory.join("index.html"), "the run goes on\n")
+}
+
+const RUN: &str = "run.json";
+
+fn keep(document: &Document, how: &How) -> Result<()> {
+    let Some(directory) = &how.save else { return Ok(()) };
+    page::store(&directory.join(RUN), &serde_json::to_string_pretty(document)?)?;
+    page::write(document, directory)
+}
+
+fn plan(how: &How) -> Result<Plan> {
+    let mut plan = if how.quick { Plan::quick() } else { Plan::full() };
+    plan.repeats = how.repeats.map_or(plan.repeats, Into::into);
+    plan.sides = distinct(how.sides.iter().copied());
+    plan.frame_len = how.size.unwrap_or(plan.frame_len);
+    plan.tolerated_loss = how.tolerated_loss.unwrap_or(plan.tolerated_loss);
+    plan.rcvbuf = how.rcvbuf.or(plan.rcvbuf);
+    plan.flows = how.flows.unwrap_or(plan.flows);
+    plan.rates = how.rates.clone();
+    if how.peers {
+        plan.sides.extend(peers::find()?.into_iter().map(Side::Peer));
+    }
     plan.check()?;
     Ok(plan)
 }
 
-fn sides(args: &Udp) -> Vec<Side> {
-    let chosen = |name: &SideName| match name {
-        SideName::Kernel => Side::Kernel,
-        SideName::KernelTuned => Side::KernelTuned,
-        SideName::Hoist => Side::Hoist,
-        SideName::Limit => Side::Limit,
-    };
-    args.sides.iter().map(chosen).collect()
-}
-
-/// This session, and so the generator, has precedence until dropped: what [`side`] says of nice is true of sessions where
-/// autogroup is on.
-pub(crate) struct Favoured {
-    before: Option<String>,
-}
-
-impl Favoured {
-    pub(crate) fn session() -> Self {
-        let text = std::fs::read_to_string(AUTOGROUP).unwrap_or_default();
-        let nice = text.trim().rsplit(' ').next().map(String::from);
-        Self { before: nice.filter(|_| std::fs::write(AUTOGROUP, "-20").is_ok()) }
+/// Each once; `all` stands for every one.
+fn kinds(list: &[Kind]) -> Vec<Kind> {
+    match list.contains(&Kind::All) {
+        true => Kind::EACH.into(),
+        false => distinct(list.iter().copied()),
     }
 }
 
-impl Drop for Favoured {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            let _ = std::fs::write(AUTOGROUP, before);
-        }
-    }
+fn measure(plan: Plan, kinds: &[Kind]) -> Result<Document> {
+    let _favoured = Favoured::session();
+    hoist_wire::pin_thread(plan.wire_cpu)?;
+    let mut stage = Stage::up(plan)?;
+    stage.try_peers();
+    kinds.iter().try_for_each(|kind| stage.measure(*kind))?;
+    let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+    stage.end(names.join(" "))
 }
 
-const AUTOGROUP: &str = "/proc/self/autogroup";
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-struct Bench {
-    testbed: Testbed,
-    plan: Plan,
-    sides: Vec<Side>,
-    retakes: Retakes,
-    progress: Progress,
-    signals: Signals,
-}
-
-impl Bench {
-    fn run(self, wanted: &[Measurement]) -> Result<Report> {
-        let lossless = if wanted.contains(&Measurement::Lossless) { self.lossless()? } else { Vec::new() };
-        let overload = if wanted.contains(&Measurement::Overload) { self.overload()? } else { Vec::new() };
-        let pass = wanted.contains(&Measurement::PassCost) && self.sides.contains(&Side::Hoist);
-        let pass_cost = if pass { self.pass_cost()? } else { Vec::new() };
-        self.progress.clear();
-        let summary = Summary::of(&lossless, &overload, &pass_cost);
-        Ok(Report { machine: Machine::here(), plan: self.plan, lossless, overload, pass_cost, summary })
-    }
-
-    fn lossless(&self) -> Result<Vec<Lossless>> {
-        let mut all = Vec::new();
-        for repeat in 1..=self.plan.repeats {
-            for side in &self.sides {
-                all.push(self.search(*side, repeat)?);
-            }
-        }
-        Ok(all)
-    }
-
-    fn search(&self, side: Side, repeat: usize) -> Result<Lossless> {
-        let plan = self.plan.searching();
-        let mut search = Search::new(self.plan.most_pps, self.plan.resolution, self.plan.doubts);
-        let mut found = Lossless { side, pps: 0.0, wire_limited: false, trials: Vec::new() };
-        while let Some(rate) = search.next().filter(|rate| *rate > LEAST_PPS) {
-            self.progress.show("udp-lossless", side, repeat, self.plan.repeats, rate);
-            let trial = self.trial(&plan, side, rate)?;
-            found.wire_limited |= judge(&mut search, &trial, self.plan.tolerated_loss);
-            found.trials.push(trial);
-        }
-        found.pps = search.answer();
-        Ok(found)
-    }
-
-    fn overload(&self) -> Result<Vec<Overload>> {
-        let mut all = Vec::new();
-        for repeat in 1..=self.plan.repeats {
-            for rate in &self.plan.overload_pps {
-                for side in &self.sides {
-                    self.progress.show("udp-overload", *side, repeat, self.plan.repeats, *rate);
-                    let trial = self.trial(&self.plan, *side, *rate)?;
-                    all.push(Overload { side: *side, trial });
-                }
-            }
-        }
-        Ok(all)
-    }
-
-    /// The load goes to a program that Hoist has nothing to do with; Hoist runs another beside it.
-    fn pass_cost(&self) -> Result<Vec<PassPair>> {
-        let kernel = || self.trial(&self.plan, Side::Kernel, self.plan.pass_pps);
-        let mut all = Vec::new();
-        for repeat in 1..=self.plan.repeats.max(PASS_PAIRS) {
-            self.progress.show("pass-cost", Side::Kernel, repeat, PASS_PAIRS, self.plan.pass_pps);
-            let without = kernel()?;
-            let bystander = Receiver::start(&self.testbed, &self.plan, Side::Hoist, PORT + 1)?;
-            let with = kernel()?;
-            drop(bystander);
-            all.push(PassPair { without, with });
-        }
-        Ok(all)
-    }
-
-    fn trial(&self, plan: &Plan, side: Side, pps: f64) -> Result<Trial> {
-        self.retakes.trial((&self.testbed, &self.signals), plan, side, pps)
-    }
-}
-
-/// SIGINT and SIGTERM end the run between two trials, so that the testbed is removed and the session's nice restored.
-pub(crate) struct Signals(SignalFd);
-
-impl Signals {
-    pub(crate) fn block() -> Result<Self> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.thread_block().context("blocking signals (pthread_sigmask)")?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Self(SignalFd::with_flags(&set, flags).context("making a signalfd")?))
-    }
-
-    pub(crate) fn check(&self) -> Result<()> {
-        match self.0.read_signal().context("reading the signalfd")? {
-            Some(_) => bail!("interrupted"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-const LEAST_PPS: f64 = 10e3;
-const PASS_PAIRS: usize = 5;
-
-/// Tells the search how a trial went; true when it found the end of the wire.
-fn judge(search: &mut Search, trial: &Trial, tolerated: f64) -> bool {
-    let loss_free = trial.is_loss_free(tolerated);
-    match trial.wire_fell_short() {
-        true if loss_free => {
-            search.passed(trial.sent_pps);
-            search.wire_fell_short(trial.sent_pps)
-        }
-        true => search.wire_fell_short(trial.sent_pps),
-        false if loss_free => {
-            search.passed(trial.asked_pps.min(trial.sent_pps));
-            false
-        }
-        false => {
-            search.failed(trial.asked_pps);
-            false
-        }
-    }
-}
-
-/// One line that is written over, on a terminal only.
-struct Progress;
-
-impl Progress {
-    fn show(&self, what: &str, side: Side, repeat: usize, repeats: usize, rate: f64) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K{what} {repeat}/{repeats} {} at {:.3} Mpps", side.name(), rate / 1e6);
-            let _ = std::io::stderr().flush();
-        }
-    }
-
-    fn clear(&self) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
+    #[test]
+    fn all_stands_for_each_and_repeated_names_count_once() {
+        assert_eq!(kinds(&[Kind::UdpOverload, Kind::All]), Kind::EACH);
+        assert_eq!(
+            kinds(&[Kind::PassCost, Kind::UdpOverload, Kind::PassCost]),
+            [Kind::PassCost, Kind::UdpOverload]
+        );
     }
 }

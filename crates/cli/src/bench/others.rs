@@ -1,7 +1,7 @@
 //! Who else used the host's CPU during a trial.
 //!
 //! A foreign task that runs for one slice (3 ms) keeps NAPI from emptying a ring of 256 entries, whatever its nice value, and
-//! the loss looks like the receiver's. Such trials are taken again.
+//! the loss looks like the receiver's. So does what the machine below takes from the CPU (steal time). Such trials are taken again.
 
 use std::{collections::HashMap, fs};
 
@@ -35,6 +35,30 @@ impl Census {
             .map(|(id, thread)| thread.ns.saturating_sub(before.threads.get(id).map_or(0, |old| old.ns)))
             .sum()
     }
+}
+
+/// The time that the machine below has taken from one CPU, where it tells.
+pub(crate) struct Stolen {
+    ticks: u64,
+}
+
+impl Stolen {
+    pub(crate) fn read(cpu: usize) -> Self {
+        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+        Self { ticks: steal_ticks(&text, cpu).unwrap_or(0) }
+    }
+
+    /// In nanoseconds; ticks of USER_HZ, which is 100 on every architecture that Hoist runs on.
+    pub(crate) fn since(&self, before: &Self) -> u64 {
+        self.ticks.saturating_sub(before.ticks) * 10_000_000
+    }
+}
+
+/// proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal.
+fn steal_ticks(stat: &str, cpu: usize) -> Option<u64> {
+    let name = format!("cpu{cpu}");
+    let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
+    line.split_whitespace().nth(8)?.parse().ok()
 }
 
 fn numbers(directory: &str) -> Vec<i32> {
@@ -78,6 +102,15 @@ mod tests {
         let before = census(&[(1, 1, 100), (2, 2, 50)]);
         let after = census(&[(1, 1, 900), (2, 2, 70), (3, 3, 5)]);
         assert_eq!(after.foreign_since(&before, &[1]), 25);
+    }
+
+    #[test]
+    fn stolen_time_is_that_of_one_cpu() {
+        let stat =
+            "cpu  9 9 9 9 9 9 9 99 9 9\ncpu1 1 2 3 4 5 6 7 8 9 0\ncpu11 1 2 3 4 5 6 7 80 9 0\ncpu2 1\n";
+        assert_eq!(steal_ticks(stat, 1), Some(8));
+        assert_eq!(steal_ticks(stat, 2), None);
+        assert_eq!(Stolen { ticks: 8 }.since(&Stolen { ticks: 6 }), 20_000_000);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What `hoist bench udp` measures, and how often.
+//! How `hoist bench` measures, and how often.
 
+use super::side::Side;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::{path::PathBuf, time::Duration};
@@ -7,8 +8,14 @@ use std::{path::PathBuf, time::Duration};
 /// The settings of one run; stored with its samples.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Plan {
+    /// Short trials and bounded time: to look, not to quote.
+    pub(crate) quick: bool,
+    /// Who is measured.
+    pub(crate) sides: Vec<Side>,
     /// Each figure is taken so often, sides in turn.
     pub(crate) repeats: usize,
+    /// No round of a bench starts that would end later than this; none lets all repeats be taken.
+    pub(crate) bench_ms: Option<u64>,
     /// One trial sends for so long.
     pub(crate) trial_ms: u64,
     /// One trial of a search for the loss-free rate sends for so long.
@@ -29,8 +36,8 @@ pub(crate) struct Plan {
     pub(crate) doubts: u32,
     /// The search starts between 0 and this rate.
     pub(crate) most_pps: f64,
-    /// Offered rates of udp-overload.
-    pub(crate) overload_pps: Vec<f64>,
+    /// Offered rates of udp-overload; none derives them from where the kernel breaks.
+    pub(crate) rates: Option<Vec<f64>>,
     /// The rate at which pass-cost is taken: the kernel takes it without loss.
     pub(crate) pass_pps: f64,
     /// SO_RCVBUF of the receivers; none leaves the default.
@@ -39,9 +46,11 @@ pub(crate) struct Plan {
     pub(crate) tuned_rcvbuf: u32,
     /// A trial during which others used the host's CPU for longer is taken again.
     pub(crate) tolerated_foreign_ns: u64,
+    /// And one during which the machine below took the host's CPU for longer.
+    pub(crate) tolerated_stolen_ns: u64,
     /// So often at most.
     pub(crate) attempts: usize,
-    /// And only until all such retakes have taken so long.
+    /// And only until all such retakes of one bench have taken so long.
     pub(crate) retakes_ms: u64,
     /// The generator.
     pub(crate) wire_cpu: usize,
@@ -53,10 +62,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Every figure five times or more often; about ten minutes.
+    /// Every figure five times.
     pub(crate) fn full() -> Self {
         Self {
+            quick: false,
+            sides: Side::ALL.to_vec(),
             repeats: 5,
+            bench_ms: None,
             trial_ms: 1000,
             search_ms: 500,
             frame_len: 64,
@@ -66,11 +78,12 @@ impl Plan {
             resolution: 0.03,
             doubts: 2,
             most_pps: 4e6,
-            overload_pps: vec![0.5e6, 0.77e6, 1.0e6, 1.4e6, 1.75e6, 2.2e6],
+            rates: None,
             pass_pps: 300e3,
             rcvbuf: None,
             tuned_rcvbuf: 4 << 20,
             tolerated_foreign_ns: 500_000,
+            tolerated_stolen_ns: 0,
             attempts: 5,
             retakes_ms: 180_000,
             wire_cpu: 0,
@@ -79,16 +92,16 @@ impl Plan {
         }
     }
 
-    /// Three times and coarser, in about three minutes: to look, not to quote.
+    /// Shorter and coarser, and as often as 40 seconds a bench allow: to look, not to quote.
     pub(crate) fn quick() -> Self {
         Self {
-            repeats: 3,
-            trial_ms: 400,
-            search_ms: 300,
+            quick: true,
+            bench_ms: Some(40_000),
+            trial_ms: 300,
+            search_ms: 200,
             attempts: 3,
-            retakes_ms: 60_000,
+            retakes_ms: 5_000,
             resolution: 0.06,
-            overload_pps: vec![0.77e6, 1.75e6],
             ..Self::full()
         }
     }
@@ -102,12 +115,13 @@ impl Plan {
         Ok(())
     }
 
-    /// The same with trials as long as a search's.
-    pub(crate) fn searching(&self) -> Self {
-        Self { trial_ms: self.search_ms, ..self.clone() }
+    /// The time of one trial of a search.
+    pub(crate) fn search_time(&self) -> Duration {
+        Duration::from_millis(self.search_ms)
     }
 
-    pub(crate) fn trial(&self) -> Duration {
-        Duration::from_millis(self.trial_ms)
+    /// The time of one bench, where it is bounded.
+    pub(crate) fn bench_time(&self) -> Option<Duration> {
+        self.bench_ms.map(Duration::from_millis)
     }
 }

@@ -3,7 +3,8 @@
 use super::{Counted, Stage, show};
 use crate::bench::{
     plan::Plan,
-    side::{Retakes, Side, Trial},
+    side::Side,
+    trial::{Load, Retakes, Trial},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub(super) fn run(stage: &Stage, plan: Plan) -> Result<Vec<Row>> {
     let retakes = Retakes::of(&plan);
     let trial = |side: Side, pps: f64| {
         stage.progress(&format!("{} at {:.2} Mpps", side.name(), pps / 1e6));
-        retakes.trial((&stage.testbed, &stage.signals), &plan, side, pps)
+        retakes.trial((&stage.testbed, &stage.signals), &plan, side, &Load::at(pps, &plan))
     };
     stage.say(show::FLOOD_HEAD);
     let mut rows = Vec::new();

@@ -6,7 +6,7 @@ mod server;
 mod show;
 mod tools;
 
-use crate::bench::{Favoured, Signals, plan::Plan};
+use crate::bench::{Favoured, Signals, plan::Plan, session};
 use anyhow::{Context, Result};
 use hoist_broker::status::{Status, Traffic};
 use hoist_wire::{Precedence, Testbed};
@@ -32,6 +32,9 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let plan = Plan { trial_ms: 1500, attempts: 2, retakes_ms: 6_000, ..Plan::full() };
     plan.check()?;
     let tools = tools::Tools::find()?;
+    if let Some(code) = session::apart()? {
+        return Ok(code);
+    }
     let signals = Signals::block()?;
     let testbed = Testbed::builder().up()?;
     let stage = Stage { directory: Directory::make(testbed.name())?, testbed, signals, quiet: args.json };

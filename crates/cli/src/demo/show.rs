@@ -5,7 +5,7 @@ use super::{
     dns::{Answered, Round},
     flood::{OFFERED_PPS, Row},
 };
-use crate::bench::side::Trial;
+use crate::bench::trial::Trial;
 
 pub(super) const HEAD: &str = "\
 Two network namespaces joined by a veth pair: one is the wire, the other the host. The same program runs
@@ -72,7 +72,7 @@ pub(super) fn end(found: &Found) -> String {
         ),
         String::new(),
         "Next:  hoist doctor            what this machine can do, and what would mend the rest".into(),
-        "       hoist bench udp         the same question measured with care, against a tuned kernel too".into(),
+        "       hoist bench             the same question measured with care, against a tuned kernel too".into(),
         "       hoist run -- PROGRAM    your own server".into(),
         "       SPEC.md                 what holds, with figures and their commands".into(),
     ]

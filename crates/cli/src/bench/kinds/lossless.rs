@@ -1,0 +1,42 @@
+//! `udp-lossless`: a search for each side in each round.
+
+use super::Bench;
+use crate::bench::{
+    document::Metric,
+    search::{self, Found},
+    stage::Stage,
+};
+use anyhow::Result;
+use std::collections::HashMap;
+
+const RATE: Metric = Metric::more("loss-free rate", "packets/s");
+
+pub(super) fn prepare(_: &mut Stage) -> Result<Box<dyn Bench>> {
+    Ok(Box::new(Lossless::default()))
+}
+
+/// The answers of the last round: where the next one's searches begin.
+#[derive(Default)]
+struct Lossless {
+    last: HashMap<&'static str, f64>,
+}
+
+impl Bench for Lossless {
+    fn round(&mut self, stage: &mut Stage) -> Result<()> {
+        for side in stage.receivers() {
+            let guess = self.last.get(side.name()).copied().or(FIRST_GUESS_PPS);
+            let Found { pps, wire_limited } = search::run(stage, side, guess)?;
+            stage.record(side.name(), None, RATE, pps);
+            self.last.insert(side.name(), pps);
+            if wire_limited {
+                stage.note(format!(
+                    "the wire, not the receiver, was the limit of a search of {}",
+                    side.name()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+const FIRST_GUESS_PPS: Option<f64> = Some(0.8e6);

@@ -1,0 +1,128 @@
+//! The kinds of bench, one file each.
+//!
+//! A kind is a struct with [`Bench`]: `prepare` makes it (and may measure what its rounds need), every `round` takes one sample
+//! of each side at each of its points and records it with [`Stage::record`]. [`Stage::measure`] decides how many rounds there are.
+
+mod flows;
+mod lossless;
+mod overload;
+mod pass_cost;
+mod sockets;
+mod tcp_bulk;
+
+use super::{
+    document::{Metric, Point},
+    stage::Stage,
+    trial::Trial,
+};
+use anyhow::Result;
+
+/// What `hoist bench` measures.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// The highest rate of UDP datagrams that is received without loss.
+    UdpLossless,
+    /// Goodput and cost from a quarter of the kernel's breaking point to beyond twice it.
+    UdpOverload,
+    /// Goodput and cost from one flow to a million.
+    Flows,
+    /// Goodput and cost from one socket of a program to ten thousand.
+    Sockets,
+    /// Goodput and cost of one TCP connection that is read as fast as it can be.
+    TcpBulk,
+    /// What an attached Hoist costs traffic that it does not lift.
+    PassCost,
+    /// Every one of them.
+    All,
+}
+
+/// A bench that goes on.
+pub(crate) trait Bench {
+    /// Takes one sample of each side at each point.
+    fn round(&mut self, stage: &mut Stage) -> Result<()>;
+}
+
+impl Kind {
+    pub(crate) const EACH: [Self; 6] =
+        [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::Sockets, Self::TcpBulk, Self::PassCost];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::UdpLossless => "udp-lossless",
+            Self::UdpOverload => "udp-overload",
+            Self::Flows => "flows",
+            Self::Sockets => "sockets",
+            Self::TcpBulk => "tcp-bulk",
+            Self::PassCost => "pass-cost",
+            Self::All => "all",
+        }
+    }
+
+    /// What its figures show, in a sentence.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::UdpLossless => "The highest rate of UDP datagrams received without loss",
+            Self::UdpOverload => "What is received of UDP datagrams offered at rising rates",
+            Self::Flows => "What is received of UDP datagrams of one flow to a million",
+            Self::Sockets => "What is received by a program of one socket to ten thousand",
+            Self::TcpBulk => "What is received of one TCP connection that the wire fills",
+            Self::PassCost => {
+                "What traffic costs that Hoist does not lift, without and with Hoist on the device"
+            }
+            Self::All => "",
+        }
+    }
+
+    pub(crate) fn prepare(self, stage: &mut Stage) -> Result<Box<dyn Bench>> {
+        match self {
+            Self::UdpLossless => lossless::prepare(stage),
+            Self::UdpOverload => overload::prepare(stage),
+            Self::Flows => flows::prepare(stage),
+            Self::Sockets => sockets::prepare(stage),
+            Self::TcpBulk => tcp_bulk::prepare(stage),
+            Self::PassCost => pass_cost::prepare(stage),
+            Self::All => anyhow::bail!("`all` stands for every bench and is none"),
+        }
+    }
+}
+
+/// What the figures of a bench show; none of one that this program does not know.
+pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
+    Kind::EACH.iter().find(|kind| kind.name() == bench).map(|kind| kind.title())
+}
+
+/// Whether a metric is drawn: the tables have all of them.
+pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
+    let hidden: &[&str] = match bench == Kind::PassCost.name() {
+        true => &[GOODPUT.name, LOSS.name, REORDERED.name],
+        false => &[LOSS.name, REORDERED.name],
+    };
+    !hidden.contains(&metric)
+}
+
+const GOODPUT: Metric = Metric::more("goodput", "packets/s");
+/// What the wire sent of what it was asked for.
+const SENT: Metric = Metric::part("sent", "packets/s");
+const LOSS: Metric = Metric::less("loss", "%");
+const CPU: Metric = Metric::less("CPU time", "ns/packet");
+const CPU_NAPI: Metric = Metric::part("CPU time of NAPI", "ns/packet");
+const CPU_PROGRAM: Metric = Metric::part("CPU time of the program", "ns/packet");
+const CPU_BROKER: Metric = Metric::part("CPU time of hoist run", "ns/packet");
+const REORDERED: Metric = Metric::less("reordered", "packets");
+
+/// What every UDP trial gives.
+fn record_trial(stage: &mut Stage, side: &str, point: Option<&Point>, trial: &Trial) {
+    let samples = [
+        (GOODPUT, trial.goodput_pps),
+        (SENT, trial.sent_pps),
+        (LOSS, trial.loss() * 100.0),
+        (CPU, trial.ns_per_packet()),
+        (CPU_NAPI, trial.per_packet(trial.napi_ns)),
+        (CPU_PROGRAM, trial.per_packet(trial.program_ns)),
+        (CPU_BROKER, trial.per_packet(trial.broker_ns)),
+        (REORDERED, trial.reordered as f64),
+    ];
+    for (metric, sample) in samples {
+        stage.record(side, point, metric, sample);
+    }
+}

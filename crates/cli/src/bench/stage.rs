@@ -1,0 +1,216 @@
+//! What every kind of bench plays on: the testbed, the plan, the rows, and the line of progress.
+
+use super::{
+    document::{Disturbed, Document, Metric, Point, Rows, SCHEMA},
+    host::{self, Host},
+    kinds::Kind,
+    number,
+    pace::Pace,
+    plan::Plan,
+    program::Program,
+    search,
+    session::Signals,
+    side::Side,
+    status::StatusFile,
+    trial::{self, Load, Retakes, Trial},
+};
+use anyhow::Result;
+use hoist_wire::Testbed;
+use std::{
+    io::{IsTerminal, Write},
+    time::Instant,
+};
+
+/// A run that goes on.
+pub(crate) struct Stage {
+    pub(crate) testbed: Testbed,
+    pub(crate) plan: Plan,
+    pub(crate) signals: Signals,
+    retakes: Retakes,
+    kind: &'static str,
+    began: Instant,
+    pace: Pace,
+    rows: Rows,
+    disturbed: Disturbed,
+    notes: Vec<String>,
+    /// Where the kernel breaks, once it has been looked for.
+    breaking_pps: Option<f64>,
+    status: StatusFile,
+    /// How Hoist was attached.
+    mode: Option<String>,
+}
+
+impl Stage {
+    pub(crate) fn up(plan: Plan) -> Result<Self> {
+        let (signals, status) = (Signals::block()?, StatusFile::make()?);
+        let plan = Plan { status: Some(status.path.clone()), ..plan };
+        Ok(Self {
+            testbed: Testbed::builder().up()?,
+            retakes: Retakes::of(&plan),
+            pace: Pace::new(plan.repeats, plan.bench_time()),
+            plan,
+            signals,
+            kind: "",
+            began: Instant::now(),
+            rows: Rows::default(),
+            disturbed: Disturbed::default(),
+            notes: Vec::new(),
+            breaking_pps: None,
+            status,
+            mode: None,
+        })
+    }
+
+    /// Runs one bench: rounds until there are enough or the next would not fit.
+    pub(crate) fn measure(&mut self, kind: Kind) -> Result<()> {
+        self.kind = kind.name();
+        self.began = Instant::now();
+        self.retakes = Retakes::of(&self.plan);
+        self.pace = Pace::new(self.plan.repeats, self.plan.bench_time());
+        let mut bench = kind.prepare(self)?;
+        while self.pace.starts(self.began.elapsed()) {
+            bench.round(self)?;
+        }
+        Ok(())
+    }
+
+    /// The sides of the run that this bench has, in the order in which they take turns.
+    pub(crate) fn sides(&self, of: &[Side]) -> Vec<Side> {
+        self.plan.sides.iter().copied().filter(|side| of.contains(side)).collect()
+    }
+
+    /// The sides of the run and its peers, for benches that any receiver can run.
+    pub(crate) fn receivers(&self) -> Vec<Side> {
+        self.plan.sides.clone()
+    }
+
+    /// Leaves out peers that cannot be started here, and says why.
+    pub(crate) fn try_peers(&mut self) {
+        for side in self.receivers().into_iter().filter(|side| matches!(side, Side::Peer(_))) {
+            let end = self.testbed.host();
+            let started = side
+                .sink(&self.plan, trial::PORT)
+                .and_then(|command| Program::ready(end, self.plan.host_cpu, side, &command));
+            if let Err(error) = started {
+                self.notes.push(format!("the peer {} was left out: {error:#}", side.name()));
+                self.plan.sides.retain(|other| *other != side);
+            }
+        }
+    }
+
+    /// Keeps one sample.
+    pub(crate) fn record(&mut self, side: &str, point: Option<&Point>, metric: Metric, sample: f64) {
+        self.rows.add(self.kind, side, point.cloned(), metric, sample);
+    }
+
+    /// Counts one trial, for the share of disturbed ones.
+    pub(crate) fn count_trial(&mut self, is_disturbed: bool) {
+        self.disturbed.of += 1;
+        self.disturbed.trials += usize::from(is_disturbed);
+    }
+
+    /// Keeps a sentence that readers of the figures need; the same one only once.
+    pub(crate) fn note(&mut self, text: String) {
+        let text = format!("{}: {text}", self.kind);
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
+
+    /// Shows where the run is, on a terminal only.
+    pub(crate) fn show(&self, side: &str, point: Option<&Point>) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{}", self.progress(side, point));
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    fn progress(&self, side: &str, point: Option<&Point>) -> String {
+        let round = match self.pace.round() {
+            0 => "preparing".into(),
+            round => format!("repeat {round} of {}", self.pace.repeats()),
+        };
+        let point =
+            point.map(|point| format!("  {} {}", point.name, number::with_unit(point.value, &point.unit)));
+        let left = self.pace.left(self.began.elapsed()).map(|left| format!("  {} s left", left.as_secs()));
+        format!("{}  {side}  {round}{}{}", self.kind, point.unwrap_or_default(), left.unwrap_or_default())
+    }
+
+    /// A UDP trial of one side; taken again when somebody disturbed it.
+    pub(crate) fn trial(&mut self, side: Side, load: &Load) -> Result<Trial> {
+        let plan = self.plan.clone();
+        let attempt = |testbed: &Testbed, plan: &Plan| trial::attempt(testbed, plan, side, load);
+        let trial = self.retaken(|trial: &Trial| trial.is_disturbed(&plan), attempt)?;
+        if trial.wire_fell_short() && self.pace.round() > 0 {
+            self.note(
+                "the wire sent less than it was asked for in some trials: compare loss there, not goodput"
+                    .into(),
+            );
+        }
+        if side == Side::Hoist {
+            self.judge_lifting()?;
+        }
+        Ok(trial)
+    }
+
+    /// Readers must know when what `hoist run` says of a trial is not what the side's name promises.
+    fn judge_lifting(&mut self) -> Result<()> {
+        let lifted = self.status.read()?;
+        if lifted.percent < 99.0 {
+            self.note("less than 99 % of a trial of hoist was lifted".into());
+        }
+        if lifted.leaked_frames != 0 {
+            self.note(format!("hoist run lost track of {} frames", lifted.leaked_frames));
+        }
+        self.mode = lifted.mode.or(self.mode.take());
+        Ok(())
+    }
+
+    /// Takes again what somebody disturbed.
+    pub(crate) fn retaken<T>(
+        &mut self,
+        is_disturbed: impl Fn(&T) -> bool,
+        mut attempt: impl FnMut(&Testbed, &Plan) -> Result<T>,
+    ) -> Result<T> {
+        let (testbed, plan, signals) = (&self.testbed, &self.plan, &self.signals);
+        let taken = self.retakes.take(plan.attempts, &is_disturbed, || {
+            signals.check()?;
+            attempt(testbed, plan)
+        })?;
+        self.count_trial(is_disturbed(&taken));
+        Ok(taken)
+    }
+
+    /// The highest rate that the kernel takes without loss, looked for once in a run.
+    pub(crate) fn breaking_pps(&mut self) -> Result<f64> {
+        match self.breaking_pps {
+            Some(pps) => Ok(pps),
+            None => {
+                let pps = search::run(self, Side::Kernel, Some(KERNEL_GUESS_PPS))?.pps;
+                self.note(format!("the kernel breaks at {}", number::with_unit(pps, "packets/s")));
+                Ok(*self.breaking_pps.insert(pps))
+            }
+        }
+    }
+
+    /// Everything that was found, and removes the testbed.
+    pub(crate) fn end(self, name: String) -> Result<Document> {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+        Ok(Document {
+            schema: SCHEMA,
+            name,
+            command: host::command(),
+            commit: host::commit(),
+            host: Host { mode: self.mode, ..Host::here(self.plan.host_cpu) },
+            settings: serde_json::to_value(&self.plan)?,
+            rows: self.rows.into_vec(),
+            disturbed: self.disturbed,
+            notes: self.notes,
+        })
+    }
+}
+
+/// Where the search for the kernel's breaking point begins.
+const KERNEL_GUESS_PPS: f64 = 0.6e6;

@@ -1,0 +1,80 @@
+//! What `hoist run` says of a trial, by a file in memory: nothing is left behind whatever way the bench ends.
+
+use anyhow::{Context, Result};
+use hoist_broker::status::{Status, Traffic};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::{
+    fs,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+/// Where `hoist run --json` writes.
+pub(crate) struct StatusFile {
+    pub(crate) path: PathBuf,
+    _memory: OwnedFd,
+}
+
+/// What became of a trial's datagrams.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Lifted {
+    /// Of all that the programs read.
+    pub(crate) percent: f64,
+    /// 0 is right.
+    pub(crate) leaked_frames: i64,
+    /// `native, copy` for instance.
+    pub(crate) mode: Option<String>,
+}
+
+impl StatusFile {
+    pub(crate) fn make() -> Result<Self> {
+        let memory = memfd_create("status", MFdFlags::MFD_CLOEXEC)
+            .context("making a file in memory (memfd_create)")?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd()).into();
+        Ok(Self { path, _memory: memory })
+    }
+
+    /// What the last `hoist run` wrote.
+    pub(crate) fn read(&self) -> Result<Lifted> {
+        let text = fs::read_to_string(&self.path).context("reading what hoist run says of a trial")?;
+        Ok(Lifted::of(
+            &serde_json::from_str(&text).context("hoist run said nothing of a trial that is a status")?,
+        ))
+    }
+}
+
+impl Lifted {
+    fn of(status: &Status) -> Self {
+        let mut traffic = Traffic::default();
+        status.sockets.iter().for_each(|socket| traffic.add(&socket.traffic));
+        status.closed.iter().for_each(|closed| traffic.add(&closed.traffic));
+        let unlisted: u64 = status.processes.iter().map(|process| process.unregistered_packets).sum();
+        let all = traffic.lifted_packets + traffic.passed_packets + unlisted;
+        let mode = status.devices.first().map(|device| format!("{}, {}", device.xdp, device.mode));
+        let percent = if all > 0 { 100.0 * traffic.lifted_packets as f64 / all as f64 } else { 100.0 };
+        Self { percent, leaked_frames: status.leaked_frames, mode }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_written_by_its_path_can_be_read_again_and_again() {
+        let file = StatusFile::make().unwrap();
+        for lifted_packets in [3, 1] {
+            let mut status = Status::default();
+            status.closed.push(Default::default());
+            status.closed[0].traffic = Traffic { lifted_packets, passed_packets: 1, ..Traffic::default() };
+            fs::write(&file.path, serde_json::to_string(&status).unwrap()).unwrap();
+            let percent = 100.0 * lifted_packets as f64 / (lifted_packets + 1) as f64;
+            assert_eq!(file.read().unwrap(), Lifted { percent, leaked_frames: 0, mode: None });
+        }
+    }
+
+    #[test]
+    fn nothing_received_is_nothing_passed() {
+        assert_eq!(Lifted::of(&Status::default()).percent, 100.0);
+    }
+}

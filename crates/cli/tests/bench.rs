@@ -1,0 +1,233 @@
+//! `hoist bench` from outside: its object, its files, what it refuses, and what it leaves behind.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+fn hoist(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
+    command.arg("bench").args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    hoist(arguments).output().unwrap()
+}
+
+fn complaint(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A run needs root, two CPUs, and the sinks and the shim beside `hoist`.
+fn can_run() -> bool {
+    let beside = Path::new(env!("CARGO_BIN_EXE_hoist")).parent().unwrap();
+    let built =
+        ["hoist-sink", "hoist-raw-sink", "libhoist_shim.so"].iter().all(|name| beside.join(name).exists());
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let can = nix::unistd::geteuid().is_root() && cpus > 1 && built;
+    if !can {
+        eprintln!("skipped: needs root, two CPUs, and `cargo build --release -p hoist-wire -p hoist-shim`");
+    }
+    can
+}
+
+/// Runs share the machine's two CPUs: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Namespaces of testbeds (and with them their devices) whose maker is gone.
+fn left_behind() -> Vec<String> {
+    let namespaces = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = namespaces.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let maker = |name: &str| name.strip_prefix("hoist-")?.split('-').next()?.parse::<i32>().ok();
+    names.filter(|name| maker(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())).collect()
+}
+
+/// Processes whose command line names a directory or program of this build and a word.
+fn running(word: &str) -> Vec<i32> {
+    let own = Path::new(env!("CARGO_BIN_EXE_hoist")).parent().unwrap().display().to_string();
+    let ids = fs::read_dir("/proc").unwrap().flatten();
+    let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    ids.filter(|id| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains(&own) && line.contains(word) && *id != std::process::id() as i32
+    })
+    .collect()
+}
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("hoist-bench-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const SMALLEST: [&str; 6] = ["udp-overload", "--quick", "--repeats", "1", "--rates", "0.2M"];
+
+#[test]
+fn one_object_is_printed_and_nothing_is_left_behind() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap();
+    let directory = Directory::new("object");
+    let kept = directory.0.join("run").display().to_string();
+    let out = output(&[&SMALLEST[..], &["--json", "--save", &kept]].concat());
+    assert!(out.status.success(), "{}", complaint(&out));
+    let run: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&run["schema"], &run["name"]), (&1.into(), &"udp-overload".into()));
+    assert!(run["command"].as_str().unwrap().starts_with("hoist bench udp-overload --quick"));
+    assert_eq!(run["settings"]["repeats"], 1);
+    assert!(run["host"]["mode"].as_str().unwrap().contains("copy"), "{}", run["host"]);
+    assert_eq!(run["disturbed"]["of"], 4, "one trial a side");
+    check_rows(run["rows"].as_array().unwrap());
+    check_files(&kept, &out.stdout);
+    assert_eq!((left_behind(), running("9000")), (vec![], vec![]));
+}
+
+fn check_rows(rows: &[Value]) {
+    for side in ["kernel", "kernel-tuned", "hoist", "limit"] {
+        let row =
+            |metric: &str| rows.iter().find(|row| row["side"] == side && row["metric"] == metric).unwrap();
+        let goodput = row("goodput");
+        assert_eq!(
+            goodput["point"],
+            serde_json::json!({ "name": "offered", "value": 2e5, "unit": "packets/s" })
+        );
+        assert_eq!((&goodput["bench"], &goodput["unit"]), (&"udp-overload".into(), &"packets/s".into()));
+        assert_eq!(goodput["samples"].as_array().unwrap().len(), 1);
+        assert!(goodput["median"].as_f64().unwrap() > 0.0, "{side} received something");
+        assert_eq!(row("reordered")["max"], 0.0, "{side} keeps order");
+        let part = |metric: &str| row(metric)["median"].as_f64().unwrap();
+        let parts: f64 =
+            ["NAPI", "the program", "hoist run"].map(|of| part(&format!("CPU time of {of}"))).iter().sum();
+        assert!((part("CPU time") - parts).abs() < 1.0, "{side}: the parts make the whole");
+    }
+}
+
+fn check_files(kept: &str, printed: &[u8]) {
+    let stored = fs::read(format!("{kept}/run.json")).unwrap();
+    assert_eq!(String::from_utf8_lossy(&stored).trim(), String::from_utf8_lossy(printed).trim());
+    let page = fs::read_to_string(format!("{kept}/index.html")).unwrap();
+    let picture = fs::read_to_string(format!("{kept}/udp-overload.svg")).unwrap();
+    assert!(page.contains(picture.trim()) && page.contains("Where Hoist loses"));
+    let again = output(&["udp-overload", "--save", kept]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(complaint(&again).contains("holds a run already"));
+    let drawn = format!("{kept}-drawn");
+    assert!(output(&["report", kept, &drawn]).status.success());
+    assert_eq!(fs::read_to_string(format!("{drawn}/udp-overload.svg")).unwrap(), picture);
+    let same = output(&["compare", kept, kept, "--json"]);
+    let same: Value = serde_json::from_slice(&same.stdout).unwrap();
+    assert!(same["rows"].as_array().unwrap().iter().all(|row| row["verdict"] == "too-few"));
+}
+
+/// A long run that has made its namespaces.
+fn started() -> Child {
+    let mut child = hoist(&["udp-lossless", "--sides", "kernel"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while running("9000").is_empty() {
+        assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "the bench starts its sink");
+        std::thread::yield_now();
+    }
+    child
+}
+
+#[test]
+fn an_interrupted_run_removes_what_it_made() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap();
+    let mut child = started();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!((left_behind(), running("9000")), (vec![], vec![]));
+}
+
+#[test]
+fn a_killed_run_changes_no_session_and_ends_what_it_started() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap();
+    let nice = || fs::read_to_string("/proc/self/autogroup").unwrap_or_default();
+    let before = nice();
+    let mut child = started();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !(running("udp-lossless").is_empty() && running("9000").is_empty() && left_behind().is_empty()) {
+        assert!(Instant::now() < end, "ends within 20 s: {:?}", running("udp-lossless"));
+        std::thread::yield_now();
+    }
+    assert_eq!(nice(), before);
+}
+
+#[test]
+fn names_and_numbers_that_make_no_sense_are_usage_errors() {
+    let wrong = [
+        (&["udp-overlod"][..], "udp-overload"),
+        (&[][..], "Usage"),
+        (&["udp-overload", "--repeats", "0"][..], "--repeats"),
+        (&["udp-overload", "--rates", "fast"][..], "is no rate"),
+        (&["udp-overload", "--sides", "kernel,window"][..], "kernel-tuned"),
+        (&["udp-overload", "compare"][..], "compare"),
+        (&["compare", "one.json"][..], "SECOND"),
+    ];
+    for (arguments, why) in wrong {
+        let out = output(arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}");
+        assert!(complaint(&out).contains(why), "{arguments:?}: {}", complaint(&out));
+    }
+}
+
+#[test]
+fn files_that_are_no_runs_are_refused_with_a_sentence() {
+    let directory = Directory::new("files");
+    let wrong = [
+        (directory.file("cut.json", r#"{"schema":1,"name":"udp"#), "cut short"),
+        (directory.file("other.json", r#"{"plan":{}}"#), "no run of `hoist bench`"),
+        (directory.file("later.json", r#"{"schema":2}"#), "schema 2 is not 1"),
+        (directory.file("text.json", "goodput 3"), "no JSON"),
+        (directory.0.join("missing.json").display().to_string(), "reading"),
+    ];
+    for (path, why) in wrong {
+        for arguments in [vec!["compare", &path, &path], vec!["report", &path, "nowhere"]] {
+            let out = output(&arguments);
+            assert_eq!(out.status.code(), Some(1), "{arguments:?}");
+            assert!(complaint(&out).contains(why) && complaint(&out).contains(&path), "{}", complaint(&out));
+        }
+    }
+}
