@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, fs};
 
-/// The CPU time of every thread of every ordinary process that last ran on one CPU.
+/// The CPU time of every thread of every ordinary process, and whether it last ran on the CPU in question.
 pub(crate) struct Census {
     threads: HashMap<i32, Thread>,
 }
@@ -13,6 +13,7 @@ pub(crate) struct Census {
 struct Thread {
     process: i32,
     ns: u64,
+    here: bool,
 }
 
 impl Census {
@@ -20,17 +21,19 @@ impl Census {
         let mut threads = HashMap::new();
         for process in numbers("/proc") {
             for thread in numbers(&format!("/proc/{process}/task")) {
-                if let Some(ns) = ns_on(process, thread, cpu) {
-                    threads.insert(thread, Thread { process, ns });
+                if let Some((ns, here)) = ns_and_place(process, thread, cpu) {
+                    threads.insert(thread, Thread { process, ns, here });
                 }
             }
         }
         Self { threads }
     }
 
-    /// What processes other than `ours` have used since `before`, in nanoseconds.
+    /// What processes other than `ours` have used since `before`, in nanoseconds, by the threads that last ran here. A thread
+    /// that came from another CPU meanwhile counts with what it used there too.
     pub(crate) fn foreign_since(&self, before: &Self, ours: &[i32]) -> u64 {
-        let foreign = self.threads.iter().filter(|(_, thread)| !ours.contains(&thread.process));
+        let foreign =
+            self.threads.iter().filter(|(_, thread)| thread.here && !ours.contains(&thread.process));
         foreign
             .map(|(id, thread)| thread.ns.saturating_sub(before.threads.get(id).map_or(0, |old| old.ns)))
             .sum()
@@ -66,42 +69,45 @@ fn numbers(directory: &str) -> Vec<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// None for kernel threads and for threads that last ran elsewhere.
-fn ns_on(process: i32, thread: i32, cpu: usize) -> Option<u64> {
+/// The CPU time of a thread, and whether it last ran on `cpu`. None for kernel threads.
+fn ns_and_place(process: i32, thread: i32, cpu: usize) -> Option<(u64, bool)> {
     let task = format!("/proc/{process}/task/{thread}");
-    if !is_ordinary_on(&fs::read_to_string(format!("{task}/stat")).ok()?, cpu)? {
-        return None;
-    }
-    fs::read_to_string(format!("{task}/schedstat")).ok()?.split(' ').next()?.parse().ok()
+    let last = last_cpu(&fs::read_to_string(format!("{task}/stat")).ok()?)?;
+    let ns = fs::read_to_string(format!("{task}/schedstat")).ok()?.split(' ').next()?.parse().ok()?;
+    Some((ns, last == cpu))
 }
 
-fn is_ordinary_on(stat: &str, cpu: usize) -> Option<bool> {
+/// None for kernel threads.
+fn last_cpu(stat: &str) -> Option<usize> {
     const PF_KTHREAD: u64 = 0x0020_0000;
     // proc_pid_stat(5): the name is in parentheses and may hold any character; flags are field 9, the CPU field 39.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let flags: u64 = fields.get(9 - 3)?.parse().ok()?;
     let on: usize = fields.get(39 - 3)?.parse().ok()?;
-    Some(flags & PF_KTHREAD == 0 && on == cpu)
+    (flags & PF_KTHREAD == 0).then_some(on)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn census(threads: &[(i32, i32, u64)]) -> Census {
-        Census {
-            threads: threads
-                .iter()
-                .map(|(id, process, ns)| (*id, Thread { process: *process, ns: *ns }))
-                .collect(),
-        }
+    fn census(threads: &[(i32, i32, u64, bool)]) -> Census {
+        let thread = |&(id, process, ns, here): &_| (id, Thread { process, ns, here });
+        Census { threads: threads.iter().map(thread).collect() }
     }
 
     #[test]
     fn only_what_others_added_counts() {
-        let before = census(&[(1, 1, 100), (2, 2, 50)]);
-        let after = census(&[(1, 1, 900), (2, 2, 70), (3, 3, 5)]);
+        let before = census(&[(1, 1, 100, true), (2, 2, 50, true)]);
+        let after = census(&[(1, 1, 900, true), (2, 2, 70, true), (3, 3, 5, true)]);
         assert_eq!(after.foreign_since(&before, &[1]), 25);
+    }
+
+    #[test]
+    fn a_thread_that_moves_here_does_not_bring_its_past() {
+        let before = census(&[(2, 2, 1_000_000, false), (3, 3, 7, true)]);
+        let after = census(&[(2, 2, 1_000_030, true), (3, 3, 900, false)]);
+        assert_eq!(after.foreign_since(&before, &[]), 30);
     }
 
     #[test]
@@ -120,9 +126,9 @@ mod tests {
                 "S 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 {cpu} 0 0"
             )
         };
-        assert_eq!(is_ordinary_on(&format!("7 (a) b) {}", tail(0, 1)), 1), Some(true));
-        assert_eq!(is_ordinary_on(&format!("7 (x) {}", tail(0, 0)), 1), Some(false));
-        assert_eq!(is_ordinary_on(&format!("7 (x) {}", tail(0x0020_0000, 1)), 1), Some(false));
-        assert_eq!(is_ordinary_on("7 (x) S", 1), None);
+        assert_eq!(last_cpu(&format!("7 (a) b) {}", tail(0, 1))), Some(1));
+        assert_eq!(last_cpu(&format!("7 (x) {}", tail(0, 0))), Some(0));
+        assert_eq!(last_cpu(&format!("7 (x) {}", tail(0x0020_0000, 1))), None);
+        assert_eq!(last_cpu("7 (x) S"), None);
     }
 }

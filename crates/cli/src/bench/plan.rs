@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) rcvbuf: Option<u32>,
     /// SO_RCVBUF of kernel-tuned.
     pub(crate) tuned_rcvbuf: u32,
+    /// Datagrams of a recvmmsg(2) of kernel-tuned.
+    pub(crate) tuned_batch: u32,
     /// A trial during which others used the host's CPU for longer is taken again.
     pub(crate) tolerated_foreign_ns: u64,
     /// And one during which the machine below took the host's CPU for longer.
@@ -82,6 +84,7 @@ impl Plan {
             pass_pps: 300e3,
             rcvbuf: None,
             tuned_rcvbuf: 4 << 20,
+            tuned_batch: 32,
             tolerated_foreign_ns: 500_000,
             tolerated_stolen_ns: 0,
             attempts: 5,

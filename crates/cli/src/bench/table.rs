@@ -20,8 +20,8 @@ fn head(document: &Document) -> String {
 }
 
 /// What the sides are.
-pub(crate) const SIDES: &str = "kernel and hoist run the program as is: nice 0, default SO_RCVBUF. kernel-tuned has the best \
-                                tuning from outside\nthat was found: 4 MiB of SO_RCVBUF, program and NAPI at nice -20. limit \
+pub(crate) const SIDES: &str = "kernel and hoist run the program as is: nice 0, default SO_RCVBUF. kernel-tuned is the best \
+                                that was found\nfor the kernel: recvmmsg(2), 4 MiB of SO_RCVBUF, program and NAPI at nice -20. limit \
                                 is a raw AF_XDP sink.";
 /// How to read the figures.
 pub(crate) const READING: &str =
