@@ -13,7 +13,7 @@
 
 #define STAMP_MAGIC 0x7748
 #define LONGEST_WAIT_NS 200000
-#define LATE_NS 20000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
+#define LATE_NS 60000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
 
 struct stamp {
 	__u16 magic;

@@ -78,7 +78,7 @@ impl Plan {
             checksum: true,
             tolerated_loss: 1e-3,
             resolution: 0.03,
-            doubts: 2,
+            doubts: 4,
             most_pps: 4e6,
             rates: None,
             pass_pps: 300e3,

@@ -1,17 +1,18 @@
 //! Offered rates: on a grid that is the same in every run, so that two runs can be compared although each finds a breaking
 //! point of its own.
 
-/// From a quarter of the kernel's breaking point to twice it, and in any case to [`QUOTED_PPS`]; every other one when quick.
+/// From a quarter of the kernel's breaking point to twice it, and in any case to the step beyond [`QUOTED_PPS`]; every other
+/// one when quick.
 pub(crate) fn around(breaking_pps: f64, quick: bool) -> Vec<f64> {
-    let most = (2.0 * breaking_pps).max(QUOTED_PPS);
+    let most = (2.0 * breaking_pps).max(at(1));
     let steps = STEPS.filter(|step| !quick || step % 2 == 0).map(at);
     steps.filter(|rate| (0.25 * breaking_pps..=most * 1.01).contains(rate)).collect()
 }
 
-/// One that the kernel takes without loss, at most nine tenths of what it can, and one of twice that.
+/// One that the kernel takes without loss, at most nine tenths of what it can, and one of twice that, [`QUOTED_PPS`] at least.
 pub(crate) fn below_and_above(breaking_pps: f64) -> [f64; 2] {
     let below = STEPS.rev().find(|step| at(*step) <= 0.9 * breaking_pps).unwrap_or(*STEPS.start());
-    [at(below), at(below + 2)]
+    [at(below), at((below + 2).max(0))]
 }
 
 /// The rate at which SPEC.md quotes goodput.

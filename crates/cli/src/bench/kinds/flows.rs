@@ -1,4 +1,4 @@
-//! `flows`: one receiver, from one flow to a million, at a rate that the kernel takes and at twice that.
+//! `flows`: one receiver, from one flow to a million, at a rate that the kernel takes and at one beyond.
 
 use super::{Bench, record_trial};
 use crate::bench::{document::Point, number, rates, side::Side, stage::Stage, trial::Load};
