@@ -1,7 +1,7 @@
-//! Every case natively and hoisted. Names are `native::module::case` and `hoisted::module::case`.
+//! Every case natively, hoisted, and hoisted with threads that spin. Names are `native::module::case`, `hoisted::…`, `spinning::…`.
 
 use hoist_tests::{
-    cases::find,
+    cases::{Case, Expect, find},
     lab::{Lab, Mode, may_run},
 };
 
@@ -12,6 +12,17 @@ fn run(mode: Mode, name: &str) {
     }
 }
 
+fn spin(name: &str) {
+    if may_run() {
+        let case = Case { expect: Expect::Any, ..*find(name).expect("a case of this name") };
+        let spinning = Lab::up().and_then(|mut lab| {
+            lab.options = vec!["--spin-us".into(), "50".into()];
+            lab.run_case(Mode::Hoisted, &case)
+        });
+        spinning.unwrap_or_else(|error| panic!("{error:#}"));
+    }
+}
+
 macro_rules! tests {
     ($($module:ident { $($case:ident: $expect:ident $(($reason:literal))?,)* })*) => {
         mod native {
@@ -19,6 +30,14 @@ macro_rules! tests {
                 #[test]
                 fn $case() {
                     crate::run(crate::Mode::Native, concat!(stringify!($module), "::", stringify!($case)));
+                }
+            )* })*
+        }
+        mod spinning {
+            $(mod $module { $(
+                #[test]
+                fn $case() {
+                    crate::spin(concat!(stringify!($module), "::", stringify!($case)));
                 }
             )* })*
         }

@@ -37,11 +37,6 @@ fn with(options: &[&str]) -> impl Fn() -> Result<Lab> {
 }
 
 #[test]
-fn spinning_before_sleeping() {
-    run(Mode::Hoisted, &WAKING, Lifted, with(&["--spin-us", "50"]));
-}
-
-#[test]
 fn copy_mode_on_the_named_device() {
     run(Mode::Hoisted, &ORDER, Lifted, with(&["--mode", "copy", "--dev", "vb", "--require"]));
 }

@@ -225,19 +225,21 @@ fn unmapped(octets: [u8; 16]) -> Ip {
 /// After a successful `bind`.
 pub(crate) fn bound(socket: &'static Socket, fd: i32, asked_port: u16) {
     socket.named_port.store(asked_port != 0, Relaxed);
-    if asked_port != 0 && !waits_for_a_datagram(socket) {
+    if asked_port != 0 && !waits_for_a_datagram(socket, fd) {
         register(socket, fd);
     }
 }
 
-/// A socket that does not know its NAPI instance cannot be spun on (see [`driver`]): the first datagram tells it.
-fn waits_for_a_datagram(socket: &'static Socket) -> bool {
-    page_for_young().is_some() && driver::spins() && socket.young_reads.load(Relaxed) == 0
+/// A socket that does not know its NAPI instance cannot be spun on (see [`driver`]): the first datagram tells it. Those of an
+/// SO_REUSEPORT group do not wait: flows would change sockets as one after the other is lifted.
+fn waits_for_a_datagram(socket: &'static Socket, fd: i32) -> bool {
+    let grouped = || sys::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|on| on != 0);
+    page_for_young().is_some() && driver::spins() && socket.young_reads.load(Relaxed) == 0 && !grouped()
 }
 
 /// After `connect` (also to AF_UNSPEC), or an option that changes who may send.
 pub(crate) fn changed(socket: &'static Socket, fd: i32) {
-    let named = socket.named_port.load(Relaxed) && !waits_for_a_datagram(socket);
+    let named = socket.named_port.load(Relaxed) && !waits_for_a_datagram(socket, fd);
     if named || socket.state() != State::Kernel {
         register(socket, fd);
     }
@@ -344,9 +346,16 @@ fn begin_lift(socket: &'static Socket, endpoint: Endpoint) {
         LIFTED.fetch_add(1, Relaxed);
         socket.kernel_first.store(true, Relaxed);
         socket.kernel_older.store(true, Relaxed);
+        socket.drops.fetch_add(kernel_drops(socket.fd.load(Relaxed)), Relaxed);
     }
     state.add_socket(socket, endpoint);
     socket.set_state(State::Lifted);
+}
+
+/// What the kernel has dropped of a socket before it was lifted (SK_MEMINFO_DROPS): SO_RXQ_OVFL tells of all drops.
+fn kernel_drops(fd: i32) -> u32 {
+    const SO_MEMINFO: i32 = 55;
+    sys::option::<[u32; 9]>(fd, libc::SOL_SOCKET, SO_MEMINFO).map_or(0, |memory| memory[8])
 }
 
 /// Slots for what `rcvbuf` can hold of small datagrams; more than the frames of a large UMEM are never needed.
