@@ -7,6 +7,8 @@ mod flows;
 mod lossless;
 mod overload;
 mod pass_cost;
+mod rr;
+mod serving;
 mod sockets;
 mod tcp_bulk;
 
@@ -30,6 +32,10 @@ pub(crate) enum Kind {
     Sockets,
     /// Goodput and cost of one TCP connection that is read as fast as it can be.
     TcpBulk,
+    /// Round trips over UDP: server blocking and spinning.
+    UdpRr,
+    /// The same over TCP.
+    TcpRr,
     /// What an attached Hoist costs traffic that it does not lift.
     PassCost,
     /// Every one of them.
@@ -43,8 +49,16 @@ pub(crate) trait Bench {
 }
 
 impl Kind {
-    pub(crate) const EACH: [Self; 6] =
-        [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::Sockets, Self::TcpBulk, Self::PassCost];
+    pub(crate) const EACH: [Self; 8] = [
+        Self::UdpLossless,
+        Self::UdpOverload,
+        Self::Flows,
+        Self::Sockets,
+        Self::TcpBulk,
+        Self::UdpRr,
+        Self::TcpRr,
+        Self::PassCost,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -53,6 +67,8 @@ impl Kind {
             Self::Flows => "flows",
             Self::Sockets => "sockets",
             Self::TcpBulk => "tcp-bulk",
+            Self::UdpRr => "udp-rr",
+            Self::TcpRr => "tcp-rr",
             Self::PassCost => "pass-cost",
             Self::All => "all",
         }
@@ -66,6 +82,8 @@ impl Kind {
             Self::Flows => "What is received of UDP datagrams of one flow to a million",
             Self::Sockets => "What is received by a program of one socket to ten thousand",
             Self::TcpBulk => "What is received of one TCP connection that the wire fills",
+            Self::UdpRr => "Round trips over UDP, the server blocking and spinning",
+            Self::TcpRr => "Round trips over TCP, the server blocking and spinning",
             Self::PassCost => {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
             }
@@ -80,6 +98,8 @@ impl Kind {
             Self::Flows => flows::prepare(stage),
             Self::Sockets => sockets::prepare(stage),
             Self::TcpBulk => tcp_bulk::prepare(stage),
+            Self::UdpRr => rr::prepare(stage, rr::Transport::Udp),
+            Self::TcpRr => rr::prepare(stage, rr::Transport::Tcp),
             Self::PassCost => pass_cost::prepare(stage),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
