@@ -5,12 +5,14 @@
 //! * [`TcpWire`]: TCP connections that the kernel opens and a sender on live frames fills.
 //! * [`Pattern`], [`Popularity`]: who sends to whom, and how often.
 //! * [`Link`]: loss, delay, reordering, corruption and duplication for whatever crosses the cable, from a seed.
+//! * [`Queries`]: DNS queries, made and delivered likewise, and their answers, counted when right.
 //! * [`Stamp`]: what every generated datagram carries, so that a receiver can tell loss and reordering.
 
 #![deny(unsafe_code)]
 
 mod draw;
 mod egress;
+mod dns;
 mod error;
 mod frame;
 mod generator;
@@ -31,6 +33,7 @@ mod testbed;
 
 pub use draw::Popularity;
 pub use egress::Egress;
+pub use dns::{Answers, Queries};
 pub use error::{Error, Result};
 pub use generator::{Generator, Limit, Running, Sent, Spec};
 pub use hoist_napi::Napi;
