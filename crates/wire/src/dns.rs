@@ -71,6 +71,14 @@ impl Queries {
         (0..NAMES).map(|number| (format!("hosts{number:02}.{ZONE}"), [192, 0, 2, number].into()))
     }
 
+    /// The DNS message that asks for `hostsNN`, with NN as its id.
+    pub fn message(number: u8) -> Vec<u8> {
+        let mut message = question();
+        message[1] = number;
+        message[18..20].copy_from_slice(&[b'0' + number / 10 % 10, b'0' + number % 10]);
+        message
+    }
+
     /// The zone that the names are in.
     pub const ZONE: &str = ZONE;
 
@@ -335,6 +343,12 @@ mod tests {
         assert_eq!(bytes.len(), FRAME_LEN - 42);
         assert_eq!(&bytes[12..18], b"\x07hosts");
         assert_eq!(&bytes[20..], b"\x07example\x04test\0\0\x01\0\x01");
+    }
+
+    #[test]
+    fn a_message_names_its_number() {
+        assert_eq!(&Queries::message(42)[..2], [0, 42]);
+        assert_eq!(&Queries::message(42)[12..20], b"\x07hosts42");
     }
 
     #[test]

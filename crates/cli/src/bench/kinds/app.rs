@@ -2,7 +2,7 @@
 
 use super::{
     Bench,
-    serving::{Cost, Serving},
+    serving::{Cost, Serving, pin_threads},
 };
 use crate::{
     bench::{
@@ -16,7 +16,11 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use hoist_wire::{Answers, Queries, Testbed};
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 const ANSWERED: Metric = Metric::more("right answers", "queries/s");
 const LOSS: Metric = Metric::less("loss", "%");
@@ -196,8 +200,35 @@ impl Dns {
             }
             awaited.retain(|word| !line.contains(word));
         }
+        let server = (testbed.host().v4(), PORT).into();
+        testbed.wire().enter(|| ask_once(server))?.with_context(|| format!("side {}", side.name()))?;
+        // Knot DNS binds its first UDP worker to CPU 0 when that starts; one that has answered has done so.
+        pin_threads(&program, plan.host_cpu)?;
         Serving::watch(testbed, plan, side, program)
     }
+}
+
+/// Waits until the server has given a right answer.
+fn ask_once(server: SocketAddr) -> Result<()> {
+    const NUMBER: u8 = 42;
+    let socket = UdpSocket::bind("0.0.0.0:0").context("bind")?;
+    socket.connect(server).context("connect")?;
+    socket.set_read_timeout(Some(Duration::from_secs(5))).context("setsockopt SO_RCVTIMEO")?;
+    socket.send(&Queries::message(NUMBER)).context("asking the server (send)")?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).context("waiting for the server's first answer (recv)")?;
+    ensure!(is_right(&answer[..length], NUMBER), "the first answer is wrong: {:02x?}", &answer[..length]);
+    Ok(())
+}
+
+/// Id, response bit, rcode 0, one answer, and the address at its end.
+fn is_right(answer: &[u8], number: u8) -> bool {
+    answer.len() > 12
+        && answer[..2] == [0, number]
+        && answer[2] & 0x80 != 0
+        && answer[3] & 0x0f == 0
+        && answer[6..8] == [0, 1]
+        && answer.ends_with(&[192, 0, 2, number])
 }
 
 fn configuration(directory: &str, address: &str) -> String {
@@ -280,6 +311,22 @@ mod tests {
         let refused = OUTPUT.replace("NOERROR 181000 (100.00%)", "NOERROR 9 (90.00%), REFUSED 1 (10.00%)");
         assert!(Summary::parse(&refused).unwrap_err().to_string().contains("REFUSED"));
         assert!(Summary::parse("unable to connect").unwrap_err().to_string().contains("unable"));
+    }
+
+    #[test]
+    fn only_a_response_with_the_right_address_is_right() {
+        let mut answer = Queries::message(42);
+        answer[2] = 0x84;
+        answer[7] = 1;
+        answer.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4, 192, 0, 2, 42]);
+        assert!(is_right(&answer, 42));
+        assert!(!is_right(&answer, 43), "another question");
+        for (at, value) in [(1, 0), (2, 0), (3, 2), (7, 0), (answer.len() - 1, 41)] {
+            let mut wrong = answer.clone();
+            wrong[at] = value;
+            assert!(!is_right(&wrong, 42), "byte {at}");
+        }
+        assert!(!is_right(&[], 42));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::bench::{
 use anyhow::{Context, Result};
 use hoist_wire::{Napi, Testbed};
 use nix::{
+    errno::Errno,
+    sched::{CpuSet, sched_setaffinity},
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
@@ -61,10 +63,33 @@ impl Serving {
     }
 }
 
+/// Binds every thread of a server to one CPU, for servers that have bound their threads themselves (Knot DNS does).
+pub(super) fn pin_threads(program: &Program, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu).context("naming a CPU")?;
+    for thread in program_processes(program).flat_map(threads) {
+        match sched_setaffinity(Pid::from_raw(thread), &set) {
+            Ok(()) | Err(Errno::ESRCH) => {} // it has ended
+            Err(errno) => return Err(errno).context("binding a server's thread (sched_setaffinity)"),
+        }
+    }
+    Ok(())
+}
+
+fn threads(process: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// CPU time of the server and of `hoist run` before it, threads that have ended included.
 fn processes_ns(program: &Program) -> Result<u64> {
+    program_processes(program).map(process_ns).sum()
+}
+
+/// The server and, under `hoist run`, its parent.
+fn program_processes(program: &Program) -> impl Iterator<Item = i32> {
     let own = std::process::id() as i32;
-    program.processes().into_iter().filter(|id| *id != own).map(process_ns).sum()
+    program.processes().into_iter().filter(move |id| *id != own)
 }
 
 fn process_ns(id: i32) -> Result<u64> {
