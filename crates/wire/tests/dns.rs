@@ -67,7 +67,8 @@ fn every_right_answer_is_counted_as_right() {
         assert!(answered > 100, "{answered} were answered: {answers:?}");
         assert_eq!((answers.right + answers.late, answers.wrong), (answered, 0), "{answers:?}");
         assert!(answers.sent >= answered && answers.sent <= 601, "{answers:?}");
-        assert!(answers.seconds > 0.2, "{answers:?}");eprintln!("{answers:?}");
+        assert!(answers.seconds > 0.2, "{answers:?}");
+        eprintln!("{answers:?}");
     }
 }
 
