@@ -2,24 +2,17 @@
 
 use crate::{
     error::{During, Error, Result},
-    sys,
+    generator::readable,
+    live::{Live, LiveThread},
     testbed::Testbed,
 };
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, RingBuf},
-    programs::{ProgramError, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, Xdp, tc::TcAttachType},
+    programs::{SchedClassifier, Xdp, tc::TcAttachType},
 };
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::{
-    os::fd::AsFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use nix::poll::{PollTimeout, poll};
+use std::{os::fd::AsFd, time::Duration};
 
 /// What to ask, and how fast.
 ///
@@ -95,10 +88,19 @@ impl Queries {
         let state = take(&mut bpf, "state", Array::<_, [u64; STATE_WORDS]>::try_from)?;
         let counts = take(&mut bpf, "counts", Array::<_, [u64; COUNT_WORDS]>::try_from)?;
         let done = take(&mut bpf, "done", RingBuf::try_from)?;
-        let sender = Sender::start(self, testbed, bpf)?;
-        wait(&done, self.time + PATIENCE)?;
+        let live = Live {
+            netns: Some(testbed.wire().netns().clone()),
+            cpu: self.cpu,
+            favoured: true,
+            bpf,
+            program: "queries",
+            frame: vec![0; FRAME_LEN],
+            batch: BATCH,
+        };
+        let mut sender = live.start()?;
+        wait(&done, &sender, self.time + PATIENCE)?;
         settle(&counts)?;
-        sender.stop()?;
+        let _attached = sender.end()?; // the thread's own error, if that is why it ended
         read(&state, &counts)
     }
 
@@ -144,7 +146,6 @@ const MOST_FLOWS: u16 = 16384;
 const FRAME_LEN: usize = 80;
 const UDP_AT: usize = 34;
 const BATCH: u32 = 64;
-const REPEAT: u32 = 1 << 31; // the kernel counts iterations in 32 bits
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Answers to the last queries have come when none has for so long.
 const QUIET_MS: u8 = 20;
@@ -237,10 +238,9 @@ fn take<M, E: std::error::Error + 'static>(
     convert(map).map_err(|error| Error::bpf("taking a map of the DNS wire", &error))
 }
 
-fn wait(done: &RingBuf<MapData>, patience: Duration) -> Result<()> {
-    let mut fds = [PollFd::new(done.as_fd(), PollFlags::POLLIN)];
+fn wait(done: &RingBuf<MapData>, sender: &LiveThread, patience: Duration) -> Result<()> {
     let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-    match poll(&mut fds, timeout).during(|| "waiting for the DNS wire (poll)".into())? {
+    match readable(&[done.as_fd(), sender.ended()], timeout)? {
         0 => Err(Error::Spec("the DNS wire did not end in time".into())),
         _ => Ok(()),
     }
@@ -269,68 +269,6 @@ fn read(
     let [right, late, wrong] = counts.get(&0, 0).map_err(refused)?;
     let seconds = state[LAST_NS].saturating_sub(state[FIRST_NS]) as f64 / 1e9;
     Ok(Answers { sent: state[SENT], seconds, right, late, wrong })
-}
-
-/// The thread that sends.
-struct Sender {
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Sender {
-    fn start(queries: &Queries, testbed: &Testbed, bpf: Ebpf) -> Result<Self> {
-        sys::allow_interrupts();
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (stop, cpu, wire) = (Arc::clone(&stopping), queries.cpu, testbed.wire().netns().clone());
-        let send = move || {
-            wire.join()?;
-            sys::pin_thread(cpu)?;
-            sys::prefer_thread(0, sys::Precedence::Favoured)?;
-            send(bpf, &stop)
-        };
-        let thread = thread::Builder::new().name("dns wire".into()).spawn(send);
-        Ok(Self { stopping, thread: Some(thread.during(|| "starting the DNS wire's thread".into())?) })
-    }
-
-    fn stop(mut self) -> Result<()> {
-        self.end()
-    }
-
-    /// A signal that comes just before the thread enters the kernel is lost: repeat it.
-    fn end(&mut self) -> Result<()> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        self.stopping.store(true, Ordering::Relaxed);
-        while !thread.is_finished() {
-            sys::interrupt(&thread);
-            poll(&mut [], PollTimeout::from(2u8)).during(|| "waiting for a thread (poll)".into())?;
-        }
-        match thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        let _ = self.end();
-    }
-}
-
-fn send(mut bpf: Ebpf, stopping: &AtomicBool) -> Result<()> {
-    let program: &mut Xdp = program(&mut bpf, "queries")?;
-    while !stopping.load(Ordering::Relaxed) {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(&[0; FRAME_LEN]);
-        options.repeat = REPEAT;
-        options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
-        match program.test_run(options) {
-            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINTR) => {}
-            Err(error) => return Err(Error::bpf("sending (BPF_PROG_TEST_RUN)", &error)),
-            Ok(_) => {}
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@
 
 #![deny(unsafe_code)]
 
+mod dns;
 mod draw;
 mod egress;
-mod dns;
 mod error;
 mod frame;
 mod generator;
@@ -31,9 +31,9 @@ mod sys;
 mod tcp;
 mod testbed;
 
+pub use dns::{Answers, Queries};
 pub use draw::Popularity;
 pub use egress::Egress;
-pub use dns::{Answers, Queries};
 pub use error::{Error, Result};
 pub use generator::{Generator, Limit, Running, Sent, Spec};
 pub use hoist_napi::Napi;

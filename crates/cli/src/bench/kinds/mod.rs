@@ -52,7 +52,17 @@ pub(crate) trait Bench {
 }
 
 impl Kind {
-    pub(crate) const EACH: [Self; 9] = [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::Sockets, Self::TcpBulk, Self::UdpRr, Self::TcpRr, Self::App, Self::PassCost];
+    pub(crate) const EACH: [Self; 9] = [
+        Self::UdpLossless,
+        Self::UdpOverload,
+        Self::Flows,
+        Self::Sockets,
+        Self::TcpBulk,
+        Self::UdpRr,
+        Self::TcpRr,
+        Self::App,
+        Self::PassCost,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
