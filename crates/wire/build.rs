@@ -3,6 +3,7 @@
 fn main() {
     println!("cargo::rerun-if-changed=../../bpf/wire.h");
     hoist_bpf_build::compile("wire");
+    hoist_bpf_build::compile("dnswire");
     hoist_bpf_build::compile("sink");
     hoist_bpf_build::compile("tcpwire");
     hoist_bpf_build::compile("link");

@@ -5,10 +5,12 @@
 //! * [`TcpWire`]: TCP connections that the kernel opens and a sender on live frames fills.
 //! * [`Pattern`], [`Popularity`]: who sends to whom, and how often.
 //! * [`Link`]: loss, delay, reordering, corruption and duplication for whatever crosses the cable, from a seed.
+//! * [`Queries`]: DNS queries, made and delivered likewise, and their answers, counted when right.
 //! * [`Stamp`]: what every generated datagram carries, so that a receiver can tell loss and reordering.
 
 #![deny(unsafe_code)]
 
+mod dns;
 mod draw;
 mod egress;
 mod error;
@@ -29,6 +31,7 @@ mod sys;
 mod tcp;
 mod testbed;
 
+pub use dns::{Answers, Queries};
 pub use draw::Popularity;
 pub use egress::Egress;
 pub use error::{Error, Result};

@@ -4,7 +4,7 @@ mod dns;
 mod flood;
 mod server;
 mod show;
-mod tools;
+pub(crate) mod tools;
 
 use crate::bench::{Favoured, Signals, plan::Plan, session};
 use anyhow::{Context, Result};
@@ -88,16 +88,16 @@ impl Stage {
 }
 
 /// A directory that goes when this does.
-struct Directory(PathBuf);
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    fn make(name: &str) -> Result<Self> {
+    pub(crate) fn make(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("hoist-demo-{name}"));
         fs::create_dir(&path).with_context(|| format!("making {} (mkdir)", path.display()))?;
         Ok(Self(path))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }

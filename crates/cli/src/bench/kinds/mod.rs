@@ -3,10 +3,13 @@
 //! A kind is a struct with [`Bench`]: `prepare` makes it (and may measure what its rounds need), every `round` takes one sample
 //! of each side at each of its points and records it with [`Stage::record`]. [`Stage::measure`] decides how many rounds there are.
 
+mod app;
 mod flows;
 mod lossless;
 mod overload;
 mod pass_cost;
+mod rr;
+mod serving;
 mod sockets;
 mod tcp_bulk;
 
@@ -30,6 +33,12 @@ pub(crate) enum Kind {
     Sockets,
     /// Goodput and cost of one TCP connection that is read as fast as it can be.
     TcpBulk,
+    /// Round trips over UDP: server blocking and spinning.
+    UdpRr,
+    /// The same over TCP.
+    TcpRr,
+    /// A DNS server, asked from below to twice the rate at which it breaks.
+    App,
     /// What an attached Hoist costs traffic that it does not lift.
     PassCost,
     /// Every one of them.
@@ -43,8 +52,17 @@ pub(crate) trait Bench {
 }
 
 impl Kind {
-    pub(crate) const EACH: [Self; 6] =
-        [Self::UdpLossless, Self::UdpOverload, Self::Flows, Self::Sockets, Self::TcpBulk, Self::PassCost];
+    pub(crate) const EACH: [Self; 9] = [
+        Self::UdpLossless,
+        Self::UdpOverload,
+        Self::Flows,
+        Self::Sockets,
+        Self::TcpBulk,
+        Self::UdpRr,
+        Self::TcpRr,
+        Self::App,
+        Self::PassCost,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -53,6 +71,9 @@ impl Kind {
             Self::Flows => "flows",
             Self::Sockets => "sockets",
             Self::TcpBulk => "tcp-bulk",
+            Self::UdpRr => "udp-rr",
+            Self::TcpRr => "tcp-rr",
+            Self::App => "app",
             Self::PassCost => "pass-cost",
             Self::All => "all",
         }
@@ -66,6 +87,9 @@ impl Kind {
             Self::Flows => "What is received of UDP datagrams of one flow to a million",
             Self::Sockets => "What is received by a program of one socket to ten thousand",
             Self::TcpBulk => "What is received of one TCP connection that the wire fills",
+            Self::UdpRr => "Round trips over UDP, the server blocking and spinning",
+            Self::TcpRr => "Round trips over TCP, the server blocking and spinning",
+            Self::App => "What a DNS server answers of queries offered at rising rates",
             Self::PassCost => {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
             }
@@ -80,6 +104,9 @@ impl Kind {
             Self::Flows => flows::prepare(stage),
             Self::Sockets => sockets::prepare(stage),
             Self::TcpBulk => tcp_bulk::prepare(stage),
+            Self::UdpRr => rr::prepare(stage, rr::Transport::Udp),
+            Self::TcpRr => rr::prepare(stage, rr::Transport::Tcp),
+            Self::App => app::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
