@@ -7,7 +7,6 @@
 #[expect(unsafe_code, reason = "mirrors of C structures are plain old data")]
 pub mod abi;
 pub mod account;
-mod deferral;
 pub mod device;
 mod disposal;
 pub mod elf;
@@ -29,7 +28,6 @@ pub mod steer;
 mod sys;
 mod tap;
 
-pub use deferral::{GUARD, guard};
 pub use error::Error;
 pub use hoist_xsk::Mode;
 pub use lease::{CHUNK, FILL_SIZE, FRAMES, MAX_FRAME, RX_SIZE};

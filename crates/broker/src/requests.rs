@@ -3,7 +3,6 @@
 
 use crate::{
     Broker, Error,
-    deferral::Held,
     device::Device,
     endpoint::Endpoint,
     error::Context,
@@ -28,8 +27,6 @@ use std::{
 
 /// Requests served in a row before others have their turn.
 const TURN: usize = 32;
-/// Packets of a busy poll's round, as many as NAPI's own (NAPI_POLL_WEIGHT).
-const BUDGET: u32 = 64;
 /// Slot in the answer to a socket that could have none.
 const NO_SLOT: u32 = u32::MAX;
 
@@ -170,10 +167,6 @@ impl Broker {
                 return refused(error.raw_os_error().unwrap_or(libc::EIO));
             }
         };
-        if self.config.spin_us > 0 {
-            // Without it the reader's own spinning still looks at the rings.
-            let _ = hoist_napi::busy_poll(fd.as_fd(), self.config.spin_us, BUDGET);
-        }
         drop(fd); // it must not keep the program's socket alive
         let Some(slot) = self.channels.get_mut(&id).and_then(|c| c.slot(cookie)) else {
             return Ok(Reply::Registered { slot: NO_SLOT, reason: Reason::TooMany });
@@ -323,32 +316,9 @@ impl Broker {
             return Ok(());
         }
         lease.add(device, &mut steered.steer, self.config.mode, &channel.page)?;
-        let rings = lease.rings.iter().filter(|ring| ring.info.ifindex == device.ifindex);
-        if self.config.spin_us > 0 {
-            for ring in rings.clone() {
-                let _ = hoist_napi::busy_poll(ring.socket.as_fd(), self.config.spin_us, BUDGET);
-            }
-        }
-        let first = rings.clone().next();
+        let first = lease.rings.iter().find(|ring| ring.info.ifindex == device.ifindex);
         steered.bound = first.map(|ring| (ring.zero_copy, ring.refused.clone()));
-        if self.config.spin_us > 0 {
-            self.hold_interrupts(device);
-        }
         Ok(())
-    }
-
-    /// Without it spinning still works, against interrupts.
-    fn hold_interrupts(&mut self, device: &Device) {
-        let Some(steered) = self.steered.get_mut(&device.ifindex) else { return };
-        match steered.held.is_none().then(|| Held::of(device.ifindex)) {
-            Some(Ok(held)) => steered.held = Some(held),
-            Some(Err(error)) => self.say(format!(
-                "{}: interrupts compete with the threads that spin: {error}; Linux 6.13 or newer is needed, or \
-                 napi_defer_hard_irqs and gro_flush_timeout set by hand",
-                device.name
-            )),
-            None => {}
-        }
     }
 
     /// Sends what the process does not know yet: UMEM, devices, rings.

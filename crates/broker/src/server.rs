@@ -2,7 +2,6 @@
 
 use crate::{
     Error, MAX_FRAME,
-    deferral::Held,
     device::{self, Device, Inventory},
     disposal::Disposal,
     endpoint,
@@ -91,8 +90,6 @@ pub(crate) struct Steered {
     pub(crate) driver: String,
     /// How its last rings were bound: zero-copy or not, and why not.
     pub(crate) bound: Option<(bool, Option<String>)>,
-    /// Its interrupts are held back, for threads of the program spin.
-    pub(crate) held: Option<Held>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -748,7 +745,6 @@ fn steer_device(route: &Route, config: &Config, device: &Device) -> Result<Steer
         partial_checksum,
         driver,
         bound: None,
-        held: None,
     })
 }
 

@@ -33,10 +33,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some(hoist_broker::GUARD) {
-        return hoist_broker::guard(words);
-    }
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Status(args) => status::main(args),

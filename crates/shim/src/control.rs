@@ -333,10 +333,7 @@ fn watched_by_shared_epoll(socket: &'static Socket) -> bool {
 }
 
 fn begin_lift(socket: &'static Socket, endpoint: Endpoint) {
-    // An error of a connected socket is the program's, and a busy poll would take it.
-    if driver::spins() && endpoint.peer.is_none() {
-        driver::learn(socket.fd.load(Relaxed));
-    }
+    driver::learn(socket.fd.load(Relaxed));
     let Some(mut state) = ENGINE.lock() else { return };
     let known = state.remove_socket(socket);
     if !known {
@@ -660,6 +657,7 @@ impl Client {
             return None;
         }
         state.add_ring(NewRing { info, rx, fill, fd, tap: device.tap, trust: device.trust });
+        driver::ring_added(fd);
         Some(())
     }
 }
@@ -721,6 +719,7 @@ pub(crate) extern "C" fn after_fork_in_child() {
     engine.forget_rings();
     engine.forget_ports();
     engine::forget_memory();
+    driver::forget_all();
     if client.channel >= 0 {
         discard(client.channel);
     }

@@ -61,10 +61,10 @@ pub(crate) fn poll(
             engine::pump();
             return Ok(count + mark(fds));
         }
-        match driver::spin(-1, deadline, || lifted(fds).any(|socket| !socket.is_empty())) {
+        match driver::spin(deadline, || lifted(fds).any(|socket| !socket.is_empty())) {
             Spun::Lifted => return answer(fds),
-            Spun::Signal { .. } => return Err(Errno(libc::EINTR)),
-            Spun::Kernel | Spun::Nothing => {}
+            Spun::Signal => return Err(Errno(libc::EINTR)),
+            Spun::Nothing => {}
         }
         if let Some(count) = sleep(fds, deadline, mask)? {
             return Ok(count);

@@ -79,21 +79,14 @@ pub(crate) struct Held {
 impl Held {
     /// Blocks signals in this thread. None if the process has no descriptor left.
     pub(crate) fn new() -> Option<Self> {
-        let mut held = Self::blocking()?;
-        match sys::signalfd(!(held.old | LIBC_SIGNALS)) {
-            Ok(fd) => held.fd = fd,
+        let old = sys::set_sigmask(!LIBC_SIGNALS).ok()?;
+        match sys::signalfd(!(old | LIBC_SIGNALS)) {
+            Ok(fd) => Some(Self { old, fd }),
             Err(_) => {
-                let _ = sys::set_sigmask(held.old);
-                return None;
+                let _ = sys::set_sigmask(old);
+                None
             }
         }
-        Some(held)
-    }
-
-    /// The same without the descriptor (-1).
-    pub(crate) fn blocking() -> Option<Self> {
-        let old = sys::set_sigmask(!LIBC_SIGNALS).ok()?;
-        Some(Self { old, fd: -1 })
     }
 
     /// Lets signals through again. Some(true): what was pending restarts the call; Some(false): it interrupts.
@@ -101,9 +94,7 @@ impl Held {
         let pending = sys::sigpending() & !self.old;
         let verdict = (1..=64).filter(|signal| pending >> (signal - 1) & 1 == 1).filter_map(restarts);
         let verdict = verdict.fold(None, |all, restarts| Some(all.unwrap_or(true) && restarts));
-        if self.fd >= 0 {
-            sys::close(self.fd);
-        }
+        sys::close(self.fd);
         let _ = sys::set_sigmask(self.old); // pending handlers run here
         verdict
     }

@@ -111,6 +111,38 @@ pub(crate) fn epoll_ctl(epfd: c_int, op: c_int, fd: c_int, event: *mut libc::epo
     call(libc::SYS_epoll_ctl, [epfd as usize, op as usize, fd as usize, event as usize, 0, 0]).map(drop)
 }
 
+/// An epoll instance that runs the NAPI instance of its sockets for `us` microseconds before it sleeps (Linux 6.9).
+pub(crate) fn busy_epoll(us: u32) -> Result<c_int> {
+    #[repr(C)]
+    struct Params {
+        busy_poll_usecs: u32,
+        busy_poll_budget: u16,
+        prefer_busy_poll: u8,
+        pad: u8,
+    }
+    const EPIOCSPARAMS: usize = 0x4008_8a01;
+    const NAPI_POLL_WEIGHT: u16 = 64;
+    let epoll = call(libc::SYS_epoll_create1, [libc::EPOLL_CLOEXEC as usize, 0, 0, 0, 0, 0])?;
+    let us = us.min(i32::MAX as u32);
+    let params =
+        Params { busy_poll_usecs: us, busy_poll_budget: NAPI_POLL_WEIGHT, prefer_busy_poll: 1, pad: 0 };
+    match call(libc::SYS_ioctl, [epoll, EPIOCSPARAMS, &raw const params as usize, 0, 0, 0]) {
+        Ok(_) => Ok(epoll as c_int),
+        Err(errno) => {
+            close(epoll as c_int);
+            Err(errno)
+        }
+    }
+}
+
+/// Waits for as long as the instance polls busily: the timeout is over by then, but one of 0 would not poll at all (`ep_poll`).
+pub(crate) fn epoll_spin(epfd: c_int) -> Result<usize> {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    let soon = libc::timespec { tv_sec: 0, tv_nsec: 1 };
+    let args = [epfd as usize, &raw mut event as usize, 1, &raw const soon as usize, 0, 8];
+    call(libc::SYS_epoll_pwait2, args)
+}
+
 /// A look that does not wait.
 pub(crate) fn epoll_look(epfd: c_int, events: *mut libc::epoll_event, max: c_int) -> Result<usize> {
     call(libc::SYS_epoll_pwait, [epfd as usize, events as usize, max as usize, 0, 0, 8])

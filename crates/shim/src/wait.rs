@@ -169,12 +169,13 @@ pub(crate) enum Woken {
 
 /// Sleeps until a read of `socket` is worth another try.
 pub(crate) fn for_socket(socket: &Socket, fd: c_int, deadline: Deadline) -> Woken {
-    match driver::spin(fd, deadline, || !socket.is_empty()) {
+    match driver::spin(deadline, || !socket.is_empty()) {
         Spun::Lifted => return Woken::Look,
-        Spun::Kernel => return Woken::Kernel,
         // with a timeout, Linux never restarts (sock_intr_errno)
-        Spun::Signal { restarts } if !(restarts && deadline.is_never()) => return Woken::Interrupted,
-        Spun::Signal { .. } | Spun::Nothing => {}
+        Spun::Signal if !(deadline.is_never() && signals::handlers() == Handlers::Restart) => {
+            return Woken::Interrupted;
+        }
+        Spun::Signal | Spun::Nothing => {}
     }
     let waiting = Waiting::on(core::iter::once(socket));
     if waiting.ready() {

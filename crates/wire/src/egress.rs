@@ -35,7 +35,7 @@ impl Egress {
         let link = Route::open()
             .and_then(|route| route.link(name))
             .during(|| format!("looking for the device {name} (RTM_GETLINK)"))?;
-        let sends = hoist_napi::sends_frames(link.header.index)
+        let sends = crate::napi::sends_frames(link.header.index)
             .during(|| format!("asking what of XDP {name} can do (netdev)"))?;
         judge(name, link.header.flags, sends)?;
         let (mtu, source_mac) =

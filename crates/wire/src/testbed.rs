@@ -5,12 +5,12 @@
 
 use crate::{
     error::{During, Error, Result},
+    napi::{self, Napi},
     netlink::{self, LocalRoutes, Route},
     netns::Netns,
     registry::{self, Facts, Hold},
     sys::{self, Offload},
 };
-use hoist_napi::Napi;
 use nix::net::if_::if_nametoindex;
 use std::{
     ffi::OsStr,
@@ -159,7 +159,7 @@ impl Testbed {
         let index = self.host.ifindex;
         self.host
             .netns
-            .enter(|| hoist_napi::of_device(index))?
+            .enter(|| napi::of_device(index))?
             .during(|| "reading the NAPI instances of vb (netdev)".into())
     }
 }

@@ -1,7 +1,7 @@
 //! `hoist-raw-sink`: the limit of the wire, an AF_XDP socket read in place and nothing else.
 //!
-//! `hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--busy-poll US] [--delay N]` attaches an XDP program that lifts UDP over IPv4 to
-//! PORT, sleeps in poll when the ring is empty (after US microseconds of running the driver itself), hands frames back most-recently-used first, and reports as hoist-sink does.
+//! `hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--delay N]` attaches an XDP program that lifts UDP over IPv4 to
+//! PORT, sleeps in poll when the ring is empty, hands frames back most-recently-used first, and reports as hoist-sink does.
 
 #![deny(unsafe_code)]
 
@@ -21,10 +21,9 @@ use nix::{
 use std::{
     env,
     error::Error,
-    net::UdpSocket,
     os::fd::{AsFd, AsRawFd},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tally::{Tally, say};
 
@@ -41,7 +40,6 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let options = Options::parse(env::args().skip(1))?;
     let mut ring = Ring::bind(&options)?;
-    let driver = Driver::open(&options)?;
     let mut bpf = EbpfLoader::new().override_global("port", &options.port, true).load(OBJECT)?;
     let mut rings = XskMap::try_from(bpf.map_mut("rings").ok_or("no map `rings`")?)?;
     rings.set(options.queue, ring.socket.as_fd().as_raw_fd(), 0)?;
@@ -49,7 +47,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     program.load()?;
     program.attach(&options.device, XdpMode::Driver)?;
     say("ready")?;
-    let tally = ring.receive(&options, &driver)?;
+    let tally = ring.receive(&options)?;
     Ok(say(&tally.json())?)
 }
 
@@ -65,13 +63,12 @@ struct Options {
     frames: u32,
     idle_ms: u16,
     seconds: f64,
-    busy_poll_us: u32,
     delay_every: u32,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, &'static str> {
-        let usage = "usage: hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--seconds N] [--busy-poll US] [--delay N]";
+        let usage = "usage: hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--seconds N] [--delay N]";
         let device = args.next().ok_or(usage)?;
         let port = args.next().and_then(|port| port.parse().ok()).ok_or(usage)?;
         let mut options = Self {
@@ -81,7 +78,7 @@ impl Options {
             frames: RING,
             idle_ms: 200,
             seconds: f64::INFINITY,
-            busy_poll_us: 0,
+
             delay_every: 0,
         };
         while let Some(name) = args.next() {
@@ -91,42 +88,11 @@ impl Options {
                 "--frames" => options.frames = value.clamp(1, RING),
                 "--idle-ms" => options.idle_ms = value.clamp(1, 60_000) as u16,
                 "--seconds" => options.seconds = value.into(),
-                "--busy-poll" => options.busy_poll_us = value,
                 "--delay" => options.delay_every = value,
                 _ => return Err(usage),
             }
         }
         Ok(options)
-    }
-}
-
-/// Runs the driver from this thread: a UDP socket on the port before the sink's, which knows the NAPI instance once a datagram
-/// has come to it (an AF_XDP socket on a veth never does).
-struct Driver {
-    socket: UdpSocket,
-    busy_poll: Duration,
-}
-
-impl Driver {
-    fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
-        let socket = UdpSocket::bind(("0.0.0.0", options.port - 1))?;
-        let busy_poll = Duration::from_micros(options.busy_poll_us.into());
-        if options.busy_poll_us > 0 {
-            hoist_napi::busy_poll(socket.as_fd(), options.busy_poll_us, BATCH)?;
-        }
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, busy_poll })
-    }
-
-    fn run_until(&self, mut ready: impl FnMut() -> bool) -> bool {
-        let start = Instant::now();
-        while !self.busy_poll.is_zero() && start.elapsed() < self.busy_poll {
-            let _ = self.socket.recv(&mut [0]);
-            if ready() {
-                return true;
-            }
-        }
-        false
     }
 }
 
@@ -154,12 +120,11 @@ impl Ring {
         Ok(Self { umem, socket, rx, fill })
     }
 
-    fn receive(&mut self, options: &Options, driver: &Driver) -> Result<Tally, Box<dyn Error>> {
+    fn receive(&mut self, options: &Options) -> Result<Tally, Box<dyn Error>> {
         let mut tally = Tally::with_delay(options.delay_every);
         let start = Instant::now();
         loop {
             match self.rx.available().min(BATCH) {
-                0 if driver.run_until(|| self.rx.available() > 0) => {}
                 0 if self.sleep(options.idle_ms)? => {}
                 0 if tally.packets > 0 || start.elapsed().as_secs_f64() > options.seconds => break,
                 0 => {}
