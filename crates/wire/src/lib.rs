@@ -47,4 +47,4 @@ pub use registry::{Facts, Listed, State, list, remove};
 pub use stamp::Stamp;
 pub use sys::{Offload, Precedence, in_own_session, pin_thread, prefer_thread, unpin_thread};
 pub use tcp::{Blocked, TcpLimit, TcpRunning, TcpSent, TcpSpec, TcpWire};
-pub use testbed::{Builder, Deferral, End, Testbed};
+pub use testbed::{Builder, End, Testbed};

@@ -18,7 +18,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
 pub(crate) const WIRE: &str = "wire";
@@ -32,7 +31,6 @@ const SYSCTLS: [(&str, &str); 5] = [
     ("net.ipv6.conf.default.accept_dad", "0"),
     ("net.ipv6.conf.default.router_solicitations", "0"),
 ];
-const DEFERRAL: [&str; 2] = ["napi_defer_hard_irqs", "gro_flush_timeout"];
 const V4_PREFIX: u8 = 16; // generated flows come from many addresses of it
 const V6_PREFIX: u8 = 64;
 
@@ -264,27 +262,6 @@ impl End {
             .during(|| format!("setting {} {} (RTM_SETLINK)", self.device(), if up { "up" } else { "down" }))
     }
 
-    /// Leaves interrupts off after a poll that found nothing, for `polls` polls, and looks again after `timeout`: what a
-    /// program that busy-polls with SO_PREFER_BUSY_POLL needs (napi_defer_hard_irqs, gro_flush_timeout).
-    /// Dropping the result restores what was.
-    pub fn defer_interrupts(&self, polls: u32, timeout: Duration) -> Result<Deferral> {
-        let before = self.exchange_deferral([polls.into(), timeout.as_nanos() as u64])?;
-        Ok(Deferral { end: self.clone(), before })
-    }
-
-    fn exchange_deferral(&self, values: [u64; 2]) -> Result<[u64; 2]> {
-        let paths = DEFERRAL.map(|name| format!("/sys/class/net/{}/{name}", self.device()));
-        self.netns.enter_with_sysfs(|| {
-            let mut before = [0; 2];
-            for (i, path) in paths.iter().enumerate() {
-                let text = fs::read_to_string(path).during(|| format!("reading {path}"))?;
-                before[i] = text.trim().parse().unwrap_or(0);
-                fs::write(path, values[i].to_string()).during(|| format!("writing to {path}"))?;
-            }
-            Ok(before)
-        })?
-    }
-
     /// Completes a change of its link that the kernel still holds back. True when the link is on: from then on
     /// nothing that is sent is swallowed. To be called on both ends after one was set up again.
     pub fn settle(&self) -> Result<bool> {
@@ -305,19 +282,6 @@ impl End {
         let index = self.ifindex;
         self.enter(|| Route::open()?.delete_link(index))?
             .during(|| format!("removing {} (RTM_DELLINK)", self.device()))
-    }
-}
-
-/// Interrupts of a device that are deferred for as long as this exists.
-#[derive(Debug)]
-pub struct Deferral {
-    end: End,
-    before: [u64; 2],
-}
-
-impl Drop for Deferral {
-    fn drop(&mut self) {
-        let _ = self.end.exchange_deferral(self.before); // the device may be gone
     }
 }
 

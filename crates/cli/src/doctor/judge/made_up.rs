@@ -123,8 +123,8 @@ pub(super) fn nic() -> Device {
         rps: Ok(Rps { queues: 8, steered: 0, flow_entries: 0 }),
         irqs: Ok((0..8).map(|cpu| Irq { number: 120 + cpu, cpus: cpu.to_string() }).collect()),
         threaded_napi: Ok(false),
-        defer_hard_irqs: Ok(2),
-        gro_flush_ns: Ok(200_000),
+        defer_hard_irqs: Ok(0),
+        gro_flush_ns: Ok(0),
         rp_filter: Ok(0),
     }
 }
@@ -147,8 +147,8 @@ fn poor_nic() -> Device {
         rps: Ok(Rps { queues: 2, steered: 2, flow_entries: 4_096 }),
         irqs: Ok((0..6).map(|queue| Irq { number: 120 + queue, cpus: "0".to_owned() }).collect()),
         threaded_napi: Ok(true),
-        defer_hard_irqs: Ok(0),
-        gro_flush_ns: Ok(0),
+        defer_hard_irqs: Ok(2),
+        gro_flush_ns: Ok(200_000),
         rp_filter: Ok(1),
         ..nic()
     }
