@@ -3,23 +3,23 @@
  * The DNS wire: queries made by BPF_PROG_TEST_RUN with live frames and redirected out of va (as bpf/wire.bpf.c makes datagrams),
  * and their answers, judged and dropped as they leave vb: no client and no second stack is the limit.
  *
- * Every query asks for the address of hostsNN; NN, the id and the source port vary. A right answer repeats id and question, has
+ * Every query asks for the address of hostsNN; NN, the id and the source port vary. A right answer repeats the question, has
  * rcode 0 and one record, and that is 192.0.2.NN.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#include "pace.h"
 
 #define UDP_AT 34
 #define DNS_AT 42
 #define DIGITS_AT (DNS_AT + 18) /* NN, after the header, a length, "hosts" */
 #define WORDS 10
 #define NAMES 100
-#define LATE_NS 20000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
 
 struct dns_state {
-	__u64 next; /* 1/256 ns */
+	struct pace pace;
 	__u64 sent;
 	__u64 first_ns;
 	__u64 last_ns;
@@ -43,7 +43,6 @@ struct answer {
 } __attribute__((packed));
 
 const volatile __u32 ifindex;
-const volatile __u64 gap; /* 1/256 ns between queries, 0: as fast as possible */
 const volatile __u64 limit_ns;
 const volatile __u32 flows = 1;
 const volatile __u16 first_port;
@@ -75,21 +74,6 @@ static __always_inline __u16 fold(__u32 sum)
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;
-}
-
-/* true when the next slot has come; takes it */
-static __always_inline int due(struct dns_state *s, __u64 now)
-{
-	__u64 at = now << 8;
-
-	if (!gap)
-		return 1;
-	if (at < s->next)
-		return 0;
-	if (at - s->next > (__u64)LATE_NS << 8)
-		s->next = at;
-	s->next += gap;
-	return 1;
 }
 
 static __always_inline int fill(struct xdp_md *ctx, __u64 number)
@@ -128,7 +112,7 @@ int queries(struct xdp_md *ctx)
 		bpf_ringbuf_output(&done, &s->sent, sizeof(s->sent), BPF_RB_FORCE_WAKEUP);
 		return XDP_DROP;
 	}
-	if (!due(s, now))
+	if (!due(&s->pace, now))
 		return XDP_DROP;
 	if (!fill(ctx, s->sent))
 		return XDP_ABORTED;

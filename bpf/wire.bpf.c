@@ -12,8 +12,6 @@
 #include "wire.h"
 
 #define STAMP_MAGIC 0x7748
-#define LONGEST_WAIT_NS 200000
-#define LATE_NS 60000 /* a wire that fell behind further drops the backlog: veth has room for 256 frames only */
 
 struct stamp {
 	__u16 magic;
@@ -46,43 +44,6 @@ static __always_inline __u16 fold(__u64 sum)
 static __always_inline __u64 halves(__u64 value)
 {
 	return (value & 0xffffffff) + (value >> 32);
-}
-
-static long has_come(__u32 i, __u64 *until)
-{
-	return bpf_ktime_get_ns() >= *until;
-}
-
-/*
- * true when the next batch's slot has come; takes it. Waits in here: a frame dropped while waiting goes back to the page
- * pool, whose lock the receiver needs for every frame. Not for long: softirqs of this CPU wait meanwhile.
- */
-static __always_inline int slot(struct wire_state *s, __u64 now)
-{
-	__u64 until = s->next >> 8;
-
-	if (now < until) {
-		if (until - now > LONGEST_WAIT_NS)
-			until = now + LONGEST_WAIT_NS;
-		bpf_loop(1 << 20, has_come, &until, 0);
-		now = bpf_ktime_get_ns();
-	}
-	if (now << 8 < s->next)
-		return 0;
-	if ((now << 8) - s->next > (__u64)LATE_NS << 8)
-		s->next = now << 8;
-	s->next += gap * batch;
-	return 1;
-}
-
-/* true when this frame may go; only the first of a batch waits, for the kernel wakes the other end after the last */
-static __always_inline int due(struct wire_state *s, __u64 now)
-{
-	if (!gap)
-		return 1;
-	if (!(s->runs++ & (batch - 1)))
-		s->go = slot(s, now);
-	return s->go;
 }
 
 static __always_inline int fill(struct xdp_md *ctx, struct wire_state *s, const struct pick *pick, __u64 now)
@@ -155,7 +116,7 @@ int wire(struct xdp_md *ctx)
 		s->first_ns = now;
 	if (limit_ns && now - s->first_ns >= limit_ns)
 		return finish(s);
-	if (!due(s, now))
+	if (!due(&s->pace, now))
 		return XDP_DROP;
 	return send(ctx, s, bpf_ktime_get_ns());
 }

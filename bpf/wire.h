@@ -5,12 +5,13 @@
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "pace.h"
 
 #define PORTS 0x4000 /* source ports a sender carries flows on, unless a pattern says otherwise */
 #define HEADER_WORDS 9
 
 struct wire_state {
-	__u64 next; /* 1/256 ns */
+	struct pace pace;
 	__u64 sent;
 	__u64 flow;
 	__u64 seq;
@@ -21,16 +22,12 @@ struct wire_state {
 	__u64 short_due; /* in 2^-32 of a frame */
 	__u64 short_flow;
 	__u64 short_seq;
-	__u64 runs;
-	__u64 go; /* this batch may */
 	__u64 header[HEADER_WORDS];
 	__u64 short_header[HEADER_WORDS];
 };
 
 /* Constants to the verifier: the branches on them cost nothing at run time. */
 const volatile __u32 ifindex;
-const volatile __u64 gap; /* 1/256 ns between frames, 0: as fast as possible */
-const volatile __u32 batch = 1; /* frames the kernel hands over at once, a power of two */
 const volatile __u64 limit_packets; /* 0: no limit */
 const volatile __u64 limit_ns;
 const volatile __u64 flows = 1; /* without the short ones */

@@ -2,6 +2,7 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=../../bpf/wire.h");
+    println!("cargo::rerun-if-changed=../../bpf/pace.h");
     hoist_bpf_build::compile("wire");
     hoist_bpf_build::compile("dnswire");
     hoist_bpf_build::compile("sink");

@@ -4,6 +4,7 @@ use crate::{
     error::{During, Error, Result},
     generator::readable,
     live::{Live, LiveThread},
+    pace::Pace,
     testbed::Testbed,
 };
 use aya::{
@@ -95,7 +96,7 @@ impl Queries {
             bpf,
             program: "queries",
             frame: vec![0; FRAME_LEN],
-            batch: BATCH,
+            batch: self.pace().batch(),
         };
         let mut sender = live.start()?;
         wait(&done, &sender, self.time + PATIENCE)?;
@@ -114,16 +115,16 @@ impl Queries {
         Ok(())
     }
 
-    /// Between queries, in 1/256 ns.
-    fn gap(&self) -> u64 {
-        if self.per_second > 0.0 { (256e9 / self.per_second) as u64 } else { 0 }
+    fn pace(&self) -> Pace {
+        Pace(self.per_second)
     }
 
     fn load(&self, testbed: &Testbed) -> Result<Ebpf> {
         let frame = frame(testbed, self.port);
         let mut bpf = EbpfLoader::new()
             .override_global("ifindex", &testbed.wire().ifindex(), true)
-            .override_global("gap", &self.gap(), true)
+            .override_global("gap", &self.pace().gap(), true)
+            .override_global("batch", &self.pace().batch(), true)
             .override_global("limit_ns", &(self.time.as_nanos() as u64), true)
             .override_global("flows", &u32::from(self.flows), true)
             .override_global("first_port", &FIRST_PORT, true)
@@ -145,16 +146,15 @@ const FIRST_PORT: u16 = 20000;
 const MOST_FLOWS: u16 = 16384;
 const FRAME_LEN: usize = 80;
 const UDP_AT: usize = 34;
-const BATCH: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Answers to the last queries have come when none has for so long.
 const QUIET_MS: u8 = 20;
 
 // struct dns_state and struct dns_counts, in words.
-const SENT: usize = 1;
-const FIRST_NS: usize = 2;
-const LAST_NS: usize = 3;
-const STATE_WORDS: usize = 5;
+const SENT: usize = 3;
+const FIRST_NS: usize = 4;
+const LAST_NS: usize = 5;
+const STATE_WORDS: usize = 7;
 const COUNT_WORDS: usize = 3;
 
 /// A query with id, source port, the digits of its name and the UDP checksum still zero.

@@ -11,6 +11,7 @@ use crate::{
     link::Link,
     live::{Live, LiveThread},
     order::Order,
+    pace::Pace,
     pattern::{FIRST_PORT, Flows, Layout, Mixed, Pattern},
     random::Random,
     stamp::Stamp,
@@ -224,17 +225,8 @@ impl Spec {
         }
     }
 
-    /// Frames handed over at once, a power of two: as many as come in some microseconds, as a NIC moderates its interrupts.
-    fn batch(&self) -> u32 {
-        match self.packets_per_second {
-            0.0 => MOST_BATCH,
-            rate => 1 << ((rate * BATCH_SECONDS).max(1.0) as u32).min(MOST_BATCH).ilog2(),
-        }
-    }
-
-    /// Between frames, in 1/256 ns.
-    fn gap(&self) -> u64 {
-        if self.packets_per_second > 0.0 { (256e9 / self.packets_per_second) as u64 } else { 0 }
+    fn pace(&self) -> Pace {
+        Pace(self.packets_per_second)
     }
 }
 
@@ -294,7 +286,7 @@ impl Generator {
             bpf,
             program: "wire",
             frame: frame.bytes,
-            batch: spec.batch(),
+            batch: spec.pace().batch(),
         };
         Ok(Running { state, done, thread: live.start()? })
     }
@@ -347,14 +339,12 @@ impl std::fmt::Debug for Running {
 }
 
 const MOST_DRAWN: u64 = 1 << 20; // 16 bytes of memory each
-const MOST_BATCH: u32 = 64;
-const BATCH_SECONDS: f64 = 32e-6;
 
 // struct wire_state, in words.
-const SENT: usize = 1;
-const FIRST_NS: usize = 4;
-const LAST_NS: usize = 5;
-const RANDOM: usize = 7;
+const SENT: usize = 3;
+const FIRST_NS: usize = 6;
+const LAST_NS: usize = 7;
+const RANDOM: usize = 9;
 const HEADERS: [usize; 2] = [13, 13 + HEADER_WORDS];
 const HEADER_WORDS: usize = 9;
 const STATE_WORDS: usize = 13 + 2 * HEADER_WORDS;
@@ -378,8 +368,8 @@ fn load(spec: &Spec, shape: &Shape, [frame, short]: [&Frame; 2], egress: &Egress
     let mixed = spec.flows.mixed.unwrap_or(Mixed { short: 0, short_share: 0.0, ..Mixed::default() });
     let mut bpf = EbpfLoader::new()
         .override_global("ifindex", &egress.ifindex, true)
-        .override_global("gap", &spec.gap(), true)
-        .override_global("batch", &spec.batch(), true)
+        .override_global("gap", &spec.pace().gap(), true)
+        .override_global("batch", &spec.pace().batch(), true)
         .override_global("limit_packets", &limit_packets, true)
         .override_global("limit_ns", &limit_ns, true)
         .override_global("flows", &spec.flows.long, true)

@@ -24,6 +24,7 @@ mod napi;
 mod netlink;
 mod netns;
 mod order;
+mod pace;
 mod pattern;
 mod random;
 mod registry;
