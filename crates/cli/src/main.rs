@@ -44,6 +44,14 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("hoist: {error:#}");
-        ExitCode::FAILURE
+        if asks_too_much(&error) { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
     })
+}
+
+/// Exit code of what cannot be asked for; clap's own.
+pub(crate) const USAGE: u8 = 2;
+
+/// Values that clap let through and the wire cannot carry out.
+fn asks_too_much(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(hoist_wire::Error::Spec(_) | hoist_wire::Error::BadName(_)))
 }

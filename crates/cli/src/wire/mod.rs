@@ -72,7 +72,6 @@ Examples:
   hoist wire link --loss 0.01 --direction both
   hoist wire --dev eth1 --dst-mac 02:00:5e:10:00:01 --src 192.0.2.1 --to 192.0.2.2 --rate 1M --i-own-this-link";
 
-const USAGE: u8 = 2; // clap's own exit code
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     match (&args.other, &args.device.dev) {
@@ -112,7 +111,7 @@ fn from_device(args: &Args, dev: &str) -> Result<ExitCode> {
 
 fn usage(why: &str) -> ExitCode {
     eprintln!("hoist: {why}");
-    ExitCode::from(USAGE)
+    ExitCode::from(crate::USAGE)
 }
 
 fn watch(args: &Args, running: Running, link: Option<Link>) -> Result<ExitCode> {
