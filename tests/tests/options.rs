@@ -36,6 +36,12 @@ fn with(options: &[&str]) -> impl Fn() -> Result<Lab> {
     }
 }
 
+/// All but the first datagram of a socket is lifted, also when threads spin.
+#[test]
+fn spinning_lifts_from_the_second_datagram_on() {
+    run(Mode::Hoisted, &ORDER, Mixed, with(&["--spin-us", "50"]));
+}
+
 #[test]
 fn copy_mode_on_the_named_device() {
     run(Mode::Hoisted, &ORDER, Lifted, with(&["--mode", "copy", "--dev", "vb", "--require"]));

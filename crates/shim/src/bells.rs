@@ -1,6 +1,6 @@
 //! eventfds that wake threads of this process: borrowed for the time of a wait, kept for the next one.
 
-use crate::{control, sys};
+use crate::{control, driver, sys};
 use core::sync::atomic::{
     AtomicI32,
     Ordering::{AcqRel, Relaxed},
@@ -18,7 +18,9 @@ pub(crate) fn borrow() -> Option<i32> {
 }
 
 fn make() -> Option<i32> {
-    sys::eventfd().ok().and_then(control::hide)
+    let bell = sys::eventfd().ok().and_then(control::hide)?;
+    driver::bell_made(bell);
+    Some(bell)
 }
 
 /// Puts a bell back.

@@ -9,6 +9,7 @@ use crate::{
     socket::{Socket, State, peeked, want},
     sys,
     table::{EPOLLS, FDS, SOCKETS},
+    wait,
 };
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicU32, AtomicU64,
@@ -230,11 +231,29 @@ pub(crate) fn bound(socket: &'static Socket, fd: i32, asked_port: u16) {
     }
 }
 
-/// A socket that does not know its NAPI instance cannot be spun on (see [`driver`]): the first datagram tells it. Those of an
-/// SO_REUSEPORT group do not wait: flows would change sockets as one after the other is lifted.
+/// With spinning, a socket is lifted after its first datagram, for that tells it its NAPI instance (see [`driver`]).
+///
+/// Not if it may share its port, for what is lifted of the port must know all sockets that could receive it; nor if other
+/// threads could wait for it in the kernel meanwhile, which a lift would not wake.
 fn waits_for_a_datagram(socket: &'static Socket, fd: i32) -> bool {
-    let grouped = || sys::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|on| on != 0);
-    page_for_young().is_some() && driver::spins() && socket.young_reads.load(Relaxed) == 0 && !grouped()
+    let set = |option| sys::option::<i32>(fd, libc::SOL_SOCKET, option).is_ok_and(|on| on != 0);
+    own_process()
+        && page_for_young().is_some()
+        && driver::spins()
+        && wait::single_threaded()
+        && socket.young_reads.load(Relaxed) == 0
+        && !set(libc::SO_REUSEPORT)
+        && !set(libc::SO_REUSEADDR)
+}
+
+/// Before a call that may wait in the kernel for a socket that [waits](waits_for_a_datagram): if there are other threads by now,
+/// it waits no longer.
+#[cold]
+pub(crate) fn no_longer_alone(socket: &'static Socket, fd: i32) {
+    let waits = socket.named_port.load(Relaxed) && socket.state() == State::Kernel;
+    if waits && !wait::single_threaded() && socket.kernel_waits.load(SeqCst) == 0 {
+        register(socket, fd);
+    }
 }
 
 /// After `connect` (also to AF_UNSPEC), or an option that changes who may send.
@@ -316,7 +335,7 @@ pub(crate) fn register(socket: &'static Socket, fd: i32) {
     let kept = Reason::try_from(socket.kept.load(Relaxed)).unwrap_or(Reason::Lifted);
     let kept = if watched_from_outside { Reason::Forked } else { kept };
     if reason == Reason::Lifted && kept == Reason::Lifted {
-        begin_lift(socket, endpoint);
+        begin_lift(socket, fd, endpoint);
     } else {
         if reason == Reason::Lifted {
             client.ask(&Request::Demote { cookie: socket.cookie.load(Relaxed), reason: kept }, None);
@@ -332,8 +351,8 @@ fn watched_by_shared_epoll(socket: &'static Socket) -> bool {
     socket.lock_held.watchers.with(&mut state).iter().any(|(epoll, _)| epoll.shared())
 }
 
-fn begin_lift(socket: &'static Socket, endpoint: Endpoint) {
-    driver::learn(socket.fd.load(Relaxed));
+fn begin_lift(socket: &'static Socket, fd: i32, endpoint: Endpoint) {
+    driver::learn(fd);
     let Some(mut state) = ENGINE.lock() else { return };
     let known = state.remove_socket(socket);
     if !known {
@@ -343,7 +362,9 @@ fn begin_lift(socket: &'static Socket, endpoint: Endpoint) {
         LIFTED.fetch_add(1, Relaxed);
         socket.kernel_first.store(true, Relaxed);
         socket.kernel_older.store(true, Relaxed);
-        socket.drops.fetch_add(kernel_drops(socket.fd.load(Relaxed)), Relaxed);
+        let drops = kernel_drops(fd);
+        let known = socket.kernel_drops.swap(drops, Relaxed);
+        socket.drops.fetch_add(drops.wrapping_sub(known), Relaxed);
     }
     state.add_socket(socket, endpoint);
     socket.set_state(State::Lifted);
@@ -501,6 +522,7 @@ pub(crate) fn duplicated(old: i32, new: i32) {
         socket.descriptors.fetch_add(1, Relaxed);
         note_descriptor(new);
         if let Some(stale) = SOCKETS.set(new, Some(socket)) {
+            driver::forget(new);
             forget_descriptor(stale);
         }
     }
@@ -513,11 +535,11 @@ pub(crate) fn duplicated(old: i32, new: i32) {
 
 /// `fd` is about to be closed.
 pub(crate) fn closing(fd: i32) {
-    driver::forget(fd);
     if let Some(socket) = SOCKETS.of(fd)
         && own_process()
     {
         SOCKETS.set(fd, None);
+        driver::forget(fd);
         forget_descriptor(socket);
     }
     if let Some(epoll) = EPOLLS.of(fd)
@@ -622,6 +644,7 @@ impl Client {
         sys::close(fd.into_raw_fd());
         engine::PAGE.store(core::ptr::from_ref(page.leak()).cast_mut(), Release);
         SPIN_US.store(spin_us, Relaxed);
+        driver::open(spin_us);
         YOUNG.store(young, Relaxed);
         ADMIT_FLOW.store(admit_flow, Relaxed);
         ACTIVE.store(udp, Release);

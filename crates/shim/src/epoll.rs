@@ -617,9 +617,9 @@ impl Wait {
             if let Some(count) = self.without_sleep(epoll, room)? {
                 return Ok(count);
             }
-            match driver::spin(self.deadline, || !epoll.nothing_lifted()) {
+            match driver::spin(self.deadline, self.mask, || !epoll.nothing_lifted()) {
                 Spun::Lifted => continue,
-                Spun::Signal => return Err(Errno(libc::EINTR)),
+                Spun::Signal { .. } => return Err(Errno(libc::EINTR)),
                 Spun::Nothing => {}
             }
             epoll.waiters.fetch_add(1, SeqCst);

@@ -3,7 +3,7 @@
 //! Each decides in a line whether the call concerns a socket of ours, and otherwise is libc's own.
 
 use crate::{
-    control,
+    control, driver,
     epoll::Wait,
     message::plausible,
     next, options,
@@ -74,7 +74,11 @@ extern "C" fn end() {
 /// The socket of `fd` if it is, or was, lifted and reads must look at its queue.
 #[inline(always)]
 fn lifted(fd: c_int) -> Option<&'static Socket> {
-    SOCKETS.of(fd).filter(|socket| socket.lifted() && crate::engine::ours())
+    let socket = SOCKETS.of(fd)?;
+    if !socket.lifted() && driver::spins() {
+        control::no_longer_alone(socket, fd);
+    }
+    (socket.lifted() && crate::engine::ours()).then_some(socket)
 }
 
 /// After a read that libc did on a UDP socket we follow.

@@ -29,6 +29,7 @@ mod bells;
 #[allow(unsafe_code)]
 mod control;
 mod demux;
+#[allow(unsafe_code)]
 mod driver;
 #[allow(unsafe_code)]
 mod engine;

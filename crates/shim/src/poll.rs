@@ -1,6 +1,7 @@
 //! `poll` and `select` over sets that hold lifted sockets.
 
 use crate::{
+    control,
     driver::{self, Spun},
     engine, epoll, next,
     socket::Socket,
@@ -36,12 +37,21 @@ fn lifted(fds: &[pollfd]) -> impl Iterator<Item = &'static Socket> + Clone + '_ 
 pub(crate) fn concerns(fds: &[pollfd]) -> bool {
     let mut concerned = false;
     for entry in fds {
+        alone_no_longer(entry.fd);
         concerned |= entry.events & READABLE != 0 && SOCKETS.of(entry.fd).is_some_and(Socket::lifted);
         if EPOLLS.of(entry.fd).is_some() {
             epoll::watched_from_outside(entry.fd);
         }
     }
     concerned
+}
+
+fn alone_no_longer(fd: c_int) {
+    if driver::spins()
+        && let Some(socket) = SOCKETS.of(fd)
+    {
+        control::no_longer_alone(socket, fd);
+    }
 }
 
 /// `ppoll` on a set for which [`concerns`] holds. `look`: the timeout is zero.
@@ -54,16 +64,19 @@ pub(crate) fn poll(
     loop {
         engine::pump();
         if lifted(fds).any(|socket| !socket.is_empty()) {
-            return answer(fds);
+            match answer(fds)? {
+                0 if !look => {} // another thread was faster
+                count => return Ok(count),
+            }
         }
         if look {
             let count = sys::poll_look(fds.as_mut_ptr(), fds.len())?;
             engine::pump();
             return Ok(count + mark(fds));
         }
-        match driver::spin(deadline, || lifted(fds).any(|socket| !socket.is_empty())) {
-            Spun::Lifted => return answer(fds),
-            Spun::Signal => return Err(Errno(libc::EINTR)),
+        match driver::spin(deadline, mask, || lifted(fds).any(|socket| !socket.is_empty())) {
+            Spun::Lifted => continue,
+            Spun::Signal { .. } => return Err(Errno(libc::EINTR)),
             Spun::Nothing => {}
         }
         if let Some(count) = sleep(fds, deadline, mask)? {
@@ -170,7 +183,10 @@ impl Sets {
 
     /// Whether a lifted socket or an epoll instance of ours is to be read.
     pub(crate) fn concern(&self) -> bool {
-        let ours = |fd| SOCKETS.of(fd).is_some_and(Socket::lifted) || EPOLLS.of(fd).is_some();
+        let ours = |fd| {
+            alone_no_longer(fd);
+            SOCKETS.of(fd).is_some_and(Socket::lifted) || EPOLLS.of(fd).is_some()
+        };
         self.count > 0
             && !self.read.is_null()
             && (0..self.count).any(|fd| Self::has(self.read, fd) && ours(fd))

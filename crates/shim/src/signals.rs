@@ -16,7 +16,9 @@ use core::sync::atomic::{
 pub(crate) enum Handlers {
     /// Not looked at since the last change.
     Unknown = 0,
-    /// All with SA_RESTART, or there are none.
+    /// There are none.
+    None = 4,
+    /// All with SA_RESTART.
     Restart = 1,
     /// All without.
     Interrupt = 2,
@@ -39,6 +41,7 @@ pub(crate) fn handlers() -> Handlers {
         1 => Handlers::Restart,
         2 => Handlers::Interrupt,
         3 => Handlers::Mixed,
+        4 => Handlers::None,
         _ => survey(),
     }
 }
@@ -66,7 +69,8 @@ fn combine(handlers: impl Iterator<Item = bool>) -> Handlers {
     match (with, without) {
         (true, true) => Handlers::Mixed,
         (false, true) => Handlers::Interrupt,
-        _ => Handlers::Restart,
+        (true, false) => Handlers::Restart,
+        (false, false) => Handlers::None,
     }
 }
 
@@ -79,14 +83,21 @@ pub(crate) struct Held {
 impl Held {
     /// Blocks signals in this thread. None if the process has no descriptor left.
     pub(crate) fn new() -> Option<Self> {
-        let old = sys::set_sigmask(!LIBC_SIGNALS).ok()?;
-        match sys::signalfd(!(old | LIBC_SIGNALS)) {
-            Ok(fd) => Some(Self { old, fd }),
+        let mut held = Self::blocking()?;
+        match sys::signalfd(!(held.old | LIBC_SIGNALS)) {
+            Ok(fd) => held.fd = fd,
             Err(_) => {
-                let _ = sys::set_sigmask(old);
-                None
+                let _ = sys::set_sigmask(held.old);
+                return None;
             }
         }
+        Some(held)
+    }
+
+    /// The same without the descriptor (-1).
+    pub(crate) fn blocking() -> Option<Self> {
+        let old = sys::set_sigmask(!LIBC_SIGNALS).ok()?;
+        Some(Self { old, fd: -1 })
     }
 
     /// Lets signals through again. Some(true): what was pending restarts the call; Some(false): it interrupts.
@@ -94,7 +105,9 @@ impl Held {
         let pending = sys::sigpending() & !self.old;
         let verdict = (1..=64).filter(|signal| pending >> (signal - 1) & 1 == 1).filter_map(restarts);
         let verdict = verdict.fold(None, |all, restarts| Some(all.unwrap_or(true) && restarts));
-        sys::close(self.fd);
+        if self.fd >= 0 {
+            sys::close(self.fd);
+        }
         let _ = sys::set_sigmask(self.old); // pending handlers run here
         verdict
     }
@@ -106,7 +119,7 @@ mod tests {
 
     #[test]
     fn handlers_of_one_kind_need_no_closer_look() {
-        assert_eq!(combine([].into_iter()), Handlers::Restart);
+        assert_eq!(combine([].into_iter()), Handlers::None);
         assert_eq!(combine([true, true].into_iter()), Handlers::Restart);
         assert_eq!(combine([false].into_iter()), Handlers::Interrupt);
         assert_eq!(combine([true, false].into_iter()), Handlers::Mixed);

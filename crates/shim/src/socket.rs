@@ -68,6 +68,8 @@ pub(crate) struct Socket {
     pub(crate) rcvbuf: AtomicU32,
     /// Datagrams dropped because rcvbuf was used up, in all.
     pub(crate) drops: AtomicU32,
+    /// Of these, the kernel's own at the last lift (`sk_drops`).
+    pub(crate) kernel_drops: AtomicU32,
     /// The port was named by the program, not chosen by the kernel.
     pub(crate) named_port: AtomicBool,
     /// Counted as young in the stats page.
@@ -117,6 +119,7 @@ impl Socket {
             timeout_us: AtomicU64::new(0),
             rcvbuf: AtomicU32::new(0),
             drops: AtomicU32::new(0),
+            kernel_drops: AtomicU32::new(0),
             named_port: AtomicBool::new(false),
             young: AtomicBool::new(false),
             young_reads: AtomicU32::new(0),
@@ -148,9 +151,15 @@ impl Socket {
         self.descriptors.store(1, Relaxed);
         self.fd.store(fd, Relaxed);
         self.rcvbuf.store(rcvbuf, Relaxed);
-        for word in
-            [&self.wants, &self.drops, &self.young_reads, &self.kept, &self.kept_option, &self.in_a_row]
-        {
+        for word in [
+            &self.wants,
+            &self.drops,
+            &self.kernel_drops,
+            &self.young_reads,
+            &self.kept,
+            &self.kept_option,
+            &self.in_a_row,
+        ] {
             word.store(0, Relaxed);
         }
         self.timeout_us.store(0, Relaxed);

@@ -169,15 +169,15 @@ pub(crate) enum Woken {
 
 /// Sleeps until a read of `socket` is worth another try.
 pub(crate) fn for_socket(socket: &Socket, fd: c_int, deadline: Deadline) -> Woken {
-    match driver::spin(deadline, || !socket.is_empty()) {
-        Spun::Lifted => return Woken::Look,
+    let waiting = Waiting::on(core::iter::once(socket));
+    match driver::spin(deadline, core::ptr::null(), || waiting.ready()) {
         // with a timeout, Linux never restarts (sock_intr_errno)
-        Spun::Signal if !(deadline.is_never() && signals::handlers() == Handlers::Restart) => {
+        Spun::Signal { restarts } if !(restarts && deadline.is_never()) => {
+            waiting.end();
             return Woken::Interrupted;
         }
-        Spun::Signal | Spun::Nothing => {}
+        Spun::Lifted | Spun::Signal { .. } | Spun::Nothing => {}
     }
-    let waiting = Waiting::on(core::iter::once(socket));
     if waiting.ready() {
         waiting.end();
         return Woken::Look;
@@ -202,7 +202,10 @@ fn sleep(set: &mut PollSet, limit: Option<u64>, deadline: Deadline) -> Woken {
     match poll(set, limit) {
         Ok(0) if deadline.over() => Woken::Timeout,
         Ok(_) => verdict(set),
-        Err(Errno(libc::EINTR)) if deadline.is_never() && signals::handlers() == Handlers::Restart => {
+        // without a handler it was a stop that a continue ended
+        Err(Errno(libc::EINTR))
+            if deadline.is_never() && matches!(signals::handlers(), Handlers::Restart | Handlers::None) =>
+        {
             Woken::Look
         }
         Err(_) => Woken::Interrupted,

@@ -72,7 +72,6 @@ Examples:
   hoist wire link --loss 0.01 --direction both
   hoist wire --dev eth1 --dst-mac 02:00:5e:10:00:01 --src 192.0.2.1 --to 192.0.2.2 --rate 1M --i-own-this-link";
 
-
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     match (&args.other, &args.device.dev) {
         (Some(Other::Tcp(args)), _) => tcp::main(args),
