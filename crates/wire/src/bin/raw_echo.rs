@@ -6,6 +6,9 @@
 
 #![deny(unsafe_code)]
 
+#[path = "../spinner.rs"]
+mod spinner;
+
 use aya::{
     EbpfLoader,
     maps::XskMap,
@@ -15,8 +18,9 @@ use hoist_xsk::{ChunkSize, CompletionRing, Desc, FillRing, Mode, RxRing, Socket,
 use nix::{
     net::if_::if_nametoindex,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    sys::epoll::EpollTimeout,
 };
+use spinner::Spinner;
 use std::{
     env,
     error::Error,
@@ -24,7 +28,6 @@ use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     process::ExitCode,
-    time::Instant,
 };
 
 fn main() -> ExitCode {
@@ -52,7 +55,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let spinner = options.spin.then(|| Spinner::new(&echo.socket, helper)).transpose()?;
     loop {
         match (echo.rx.available().min(BATCH), &spinner) {
-            (0, Some(spinner)) => spinner.wait()?,
+            (0, Some(spinner)) => drop(spinner.wait(EpollTimeout::NONE)?),
             (0, None) => echo.sleep()?,
             (packets, _) => echo.answer(packets)?,
         }
@@ -63,7 +66,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/si
 const FRAMES: u32 = 256; // few, so that they stay in the cache
 const RING: u32 = 256;
 const BATCH: u32 = 64;
-const BUSY_POLL_US: u32 = 50;
 
 struct Options {
     device: String,
@@ -95,43 +97,6 @@ fn answer_first(helper: &UdpSocket) -> Result<(), Box<dyn Error>> {
     let (length, from) = helper.recv_from(&mut buffer)?;
     helper.send_to(&buffer[..length], from)?;
     Ok(())
-}
-
-/// Waits for packets by running the NAPI instance of the queue.
-///
-/// While epoll looks for events it owns the instance (ep_busy_loop, napi_busy_loop): no packet wakes the NAPI thread, no timer
-/// is set, and the first packet in the AF_XDP ring ends the wait. A receive that does not block gives the instance up each time.
-struct Spinner {
-    epoll: Epoll,
-    helper: UdpSocket,
-}
-
-impl Spinner {
-    fn new(socket: &Socket, helper: UdpSocket) -> Result<Self, Box<dyn Error>> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        sys::busy_poll(&epoll, BUSY_POLL_US)?;
-        epoll.add(&helper, EpollEvent::new(EpollFlags::empty(), 0))?; // its NAPI instance is the epoll's from here on
-        epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
-        Ok(Self { epoll, helper })
-    }
-
-    fn wait(&self) -> Result<(), Box<dyn Error>> {
-        let start = Instant::now();
-        match self.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) | Ok(_) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        if start.elapsed().as_micros() >= BUSY_POLL_US.into() {
-            self.resume()?;
-        }
-        Ok(())
-    }
-
-    /// An epoll that went to sleep has forgotten the instance (ep_busy_loop).
-    fn resume(&self) -> nix::Result<()> {
-        self.epoll.delete(&self.helper)?;
-        self.epoll.add(&self.helper, EpollEvent::new(EpollFlags::empty(), 0))
-    }
 }
 
 struct Echo {
@@ -228,32 +193,11 @@ fn swap(frame: &mut [u8], one: usize, other: usize, length: usize) {
 
 #[allow(unsafe_code)]
 mod sys {
-    use nix::sys::epoll::Epoll;
-    use std::{io, os::fd::AsRawFd};
-
     /// The bytes of a frame between its receipt and its return to a ring.
     pub(super) fn lent<'a>(frame: *mut [u8]) -> &'a mut [u8] {
         // SAFETY: the frame has been taken from the rx ring and is in no other ring until it is pushed, after the last use of
         // this slice; it lies within the mapped UMEM (Umem::packet_mut), which nobody else maps.
         unsafe { &mut *frame }
-    }
-
-    /// Makes `epoll` run the NAPI instance of its sockets for `us` before it sleeps (EPIOCSPARAMS, Linux 6.9).
-    pub(super) fn busy_poll(epoll: &Epoll, us: u32) -> io::Result<()> {
-        #[repr(C)]
-        struct Params {
-            busy_poll_usecs: u32,
-            busy_poll_budget: u16,
-            prefer_busy_poll: u8,
-            pad: u8,
-        }
-        const EPIOCSPARAMS: u64 = 0x4008_8a01;
-        let params = Params { busy_poll_usecs: us, busy_poll_budget: 64, prefer_busy_poll: 1, pad: 0 };
-        // SAFETY: reads a struct epoll_params, which outlives the call.
-        match unsafe { libc::ioctl(epoll.0.as_raw_fd(), EPIOCSPARAMS as _, &raw const params) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 }
 

@@ -1,15 +1,19 @@
 //! `hoist-raw-sink`: the limit of the wire, an AF_XDP socket read in place and nothing else.
 //!
-//! `hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--delay N]` attaches an XDP program that lifts UDP over IPv4 to
-//! PORT, sleeps in poll when the ring is empty, hands frames back most-recently-used first, and reports as hoist-sink does.
+//! `hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--delay N] [--spin 1]` attaches an XDP program that
+//! lifts UDP over IPv4 to PORT, sleeps in poll when the ring is empty, hands frames back most-recently-used first, and reports as
+//! hoist-sink does. With `--spin` it runs the driver itself (Linux 6.9): the first datagrams then go to a kernel socket, which so
+//! learns the NAPI instance.
 
 #![deny(unsafe_code)]
 
+#[path = "../spinner.rs"]
+mod spinner;
 #[path = "../tally.rs"]
 mod tally;
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::XskMap,
     programs::{Xdp, xdp::XdpMode},
 };
@@ -17,10 +21,13 @@ use hoist_xsk::{ChunkSize, FillRing, Mode, RxRing, Socket, Umem};
 use nix::{
     net::if_::if_nametoindex,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::epoll::EpollTimeout,
 };
+use spinner::Spinner;
 use std::{
     env,
     error::Error,
+    net::UdpSocket,
     os::fd::{AsFd, AsRawFd},
     process::ExitCode,
     time::Instant,
@@ -41,14 +48,40 @@ fn run() -> Result<(), Box<dyn Error>> {
     let options = Options::parse(env::args().skip(1))?;
     let mut ring = Ring::bind(&options)?;
     let mut bpf = EbpfLoader::new().override_global("port", &options.port, true).load(OBJECT)?;
-    let mut rings = XskMap::try_from(bpf.map_mut("rings").ok_or("no map `rings`")?)?;
-    rings.set(options.queue, ring.socket.as_fd().as_raw_fd(), 0)?;
+    if !options.spin {
+        lift(&mut bpf, &options, &ring)?;
+    }
     let program: &mut Xdp = bpf.program_mut("sink").ok_or("no program `sink`")?.try_into()?;
     program.load()?;
     program.attach(&options.device, XdpMode::Driver)?;
+    let helper = UdpSocket::bind(("0.0.0.0", options.port))?;
     say("ready")?;
-    let tally = ring.receive(&options)?;
+    let mut tally = Tally::with_delay(options.delay_every);
+    if options.spin {
+        let mut buffer = [0; 65536];
+        let length = helper.recv(&mut buffer)?;
+        lift(&mut bpf, &options, &ring)?;
+        tally.count(&buffer[..length]);
+        drain(&helper, &mut tally)?;
+        ring.spinner = Some(Spinner::new(&ring.socket, helper)?);
+    }
+    ring.receive(&options, &mut tally)?;
     Ok(say(&tally.json())?)
+}
+
+fn lift(bpf: &mut Ebpf, options: &Options, ring: &Ring) -> Result<(), Box<dyn Error>> {
+    let mut rings = XskMap::try_from(bpf.map_mut("rings").ok_or("no map `rings`")?)?;
+    Ok(rings.set(options.queue, ring.socket.as_fd().as_raw_fd(), 0)?)
+}
+
+/// What went to the kernel socket until packets were lifted.
+fn drain(helper: &UdpSocket, tally: &mut Tally) -> std::io::Result<()> {
+    helper.set_nonblocking(true)?;
+    let mut buffer = [0; 65536];
+    while let Ok(length) = helper.recv(&mut buffer) {
+        tally.count(&buffer[..length]);
+    }
+    Ok(())
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sink.bpf.o"));
@@ -64,11 +97,12 @@ struct Options {
     idle_ms: u16,
     seconds: f64,
     delay_every: u32,
+    spin: bool,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, &'static str> {
-        let usage = "usage: hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--seconds N] [--delay N]";
+        let usage = "usage: hoist-raw-sink DEVICE PORT [--queue N] [--frames N] [--idle-ms N] [--seconds N] [--delay N] [--spin 1]";
         let device = args.next().ok_or(usage)?;
         let port = args.next().and_then(|port| port.parse().ok()).ok_or(usage)?;
         let mut options = Self {
@@ -80,6 +114,7 @@ impl Options {
             seconds: f64::INFINITY,
 
             delay_every: 0,
+            spin: false,
         };
         while let Some(name) = args.next() {
             let value: u32 = args.next().and_then(|value| value.parse().ok()).ok_or(usage)?;
@@ -89,6 +124,7 @@ impl Options {
                 "--idle-ms" => options.idle_ms = value.clamp(1, 60_000) as u16,
                 "--seconds" => options.seconds = value.into(),
                 "--delay" => options.delay_every = value,
+                "--spin" => options.spin = value != 0,
                 _ => return Err(usage),
             }
         }
@@ -101,6 +137,7 @@ struct Ring {
     socket: Socket,
     rx: RxRing,
     fill: FillRing,
+    spinner: Option<Spinner>,
 }
 
 impl Ring {
@@ -117,22 +154,21 @@ impl Ring {
         }
         fill.submit();
         socket.bind(if_nametoindex(options.device.as_str())?, options.queue, Mode::Auto, None)?;
-        Ok(Self { umem, socket, rx, fill })
+        Ok(Self { umem, socket, rx, fill, spinner: None })
     }
 
-    fn receive(&mut self, options: &Options) -> Result<Tally, Box<dyn Error>> {
-        let mut tally = Tally::with_delay(options.delay_every);
+    fn receive(&mut self, options: &Options, tally: &mut Tally) -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
         loop {
             match self.rx.available().min(BATCH) {
                 0 if self.sleep(options.idle_ms)? => {}
                 0 if tally.packets > 0 || start.elapsed().as_secs_f64() > options.seconds => break,
                 0 => {}
-                packets => self.take(packets, &mut tally),
+                packets => self.take(packets, tally),
             }
         }
         tally.end();
-        Ok(tally)
+        Ok(())
     }
 
     /// Reads payloads in place and gives the frames back, the last one first.
@@ -156,6 +192,9 @@ impl Ring {
 
     /// Waits for packets; false when none has come for the idle time.
     fn sleep(&self, idle_ms: u16) -> Result<bool, Box<dyn Error>> {
+        if let Some(spinner) = &self.spinner {
+            return spinner.wait(EpollTimeout::from(idle_ms));
+        }
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(idle_ms)) {
             Err(nix::errno::Errno::EINTR) => Ok(true),
