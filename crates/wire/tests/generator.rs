@@ -178,3 +178,46 @@ fn frames_that_do_not_fit_are_refused_with_the_bounds() {
         assert!(refused.to_string().contains("64 to 1514"), "{refused}");
     }
 }
+
+/// The kernel's own bound, whatever the MTU: one byte more than we allow is more than it takes.
+#[test]
+fn frames_are_as_long_as_live_frames_can_be_and_no_longer() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().mtu(9000).up().unwrap();
+    let socket = socket(&testbed, testbed.host().v4().into());
+    let spec = Spec::to(socket.local_addr().unwrap());
+    let all = received(&testbed, &socket, spec.clone().frame_len(3408), 20);
+    assert!(all.iter().all(|(payload, _)| payload.len() == 3408 - 42));
+    let refused = Generator::start(&testbed, &spec.frame_len(3409)).err().unwrap();
+    assert!(
+        refused.to_string().contains("64 to 3408") && refused.to_string().contains("a page"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn limits_next_to_none_are_no_lack_of_limits() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().up().unwrap();
+    let spec = Spec::to((testbed.host().v4(), 9).into());
+    let refused = Generator::start(&testbed, &spec.clone().limit(Limit::Packets(0))).err().unwrap();
+    assert!(refused.to_string().contains("nothing to send"), "{refused}");
+    let running = Generator::start(&testbed, &spec.limit(Limit::Time(Duration::ZERO))).unwrap();
+    assert!(running.wait_for(Duration::from_secs(10)).unwrap());
+}
+
+#[test]
+fn vlan_ids_that_no_frame_can_have_are_refused() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().up().unwrap();
+    for id in [0, 4095] {
+        let spec = Spec::to((testbed.host().v4(), 9).into()).vlan(Some(id));
+        assert!(Generator::start(&testbed, &spec).err().unwrap().to_string().contains("1 to 4094"));
+    }
+}
