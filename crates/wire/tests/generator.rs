@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use aya::{
+    Ebpf,
+    programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp},
+};
 use hoist_wire::{Generator, Limit, Spec, Stamp, Testbed};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket as new_socket, sockopt::RcvBufForce,
@@ -179,7 +183,7 @@ fn frames_that_do_not_fit_are_refused_with_the_bounds() {
     }
 }
 
-/// The kernel's own bound, whatever the MTU: one byte more than we allow is more than it takes.
+/// Whatever the MTU.
 #[test]
 fn frames_are_as_long_as_live_frames_can_be_and_no_longer() {
     if !root() {
@@ -196,6 +200,27 @@ fn frames_are_as_long_as_live_frames_can_be_and_no_longer() {
         "{refused}"
     );
 }
+
+/// What the bound rests on: the kernel takes so many bytes, and not one more.
+#[test]
+fn the_kernel_says_how_long_live_frames_can_be() {
+    if !root() {
+        return;
+    }
+    let mut bpf = Ebpf::load(DISCARD).unwrap();
+    let program: &mut Xdp = bpf.program_mut("discard").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    let takes = |bytes: usize| {
+        let frame = vec![0; bytes];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&frame);
+        options.attrs = TestRunAttrs::new().xdp_live_frames(1);
+        program.test_run(options).is_ok()
+    };
+    assert_eq!([3408, 3409].map(takes), [true, false]);
+}
+
+static DISCARD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/discard.bpf.o"));
 
 #[test]
 fn limits_next_to_none_are_no_lack_of_limits() {
