@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo test build deps lint unit model bench-smoke peers clean
+.PHONY: demo test build deps lint model peers clean
 
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -36,7 +36,7 @@ peers: deps
 	fi
 	$(CARGO) build --release --manifest-path benches/peers/Cargo.toml --target-dir "$${CARGO_TARGET_DIR:-target}"
 	echo "peers: testpmd of DPDK $$(dpkg-query -W -f '$${Version}' dpdk-dev); programs in $${CARGO_TARGET_DIR:-target}/release:"
-	cd "$${CARGO_TARGET_DIR:-target}/release" && ls peer-bench peer-io-uring peer-packet-mmap peer-smoltcp peer-testpmd
+	cd "$${CARGO_TARGET_DIR:-target}/release" && ls peer-io-uring peer-packet-mmap peer-smoltcp peer-testpmd
 
 # Debian packages, listed once in packages.txt. Nothing happens when all are there.
 deps:

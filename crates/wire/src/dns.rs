@@ -1,15 +1,17 @@
 //! The DNS wire: queries at a stated rate from one CPU, and their answers judged where they leave (bpf/dnswire.bpf.c).
 
 use crate::{
+    bpf::{program, take},
     error::{During, Error, Result},
+    frame::{sum, v4_header_summed},
     generator::readable,
-    live::{Live, LiveThread},
+    live::{Live, LiveThread, limit_ns},
     pace::Pace,
     testbed::Testbed,
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, RingBuf},
+    maps::{Array, MapData, RingBuf},
     programs::{SchedClassifier, Xdp, tc::TcAttachType},
 };
 use nix::poll::{PollTimeout, poll};
@@ -125,7 +127,7 @@ impl Queries {
             .override_global("ifindex", &testbed.wire().ifindex(), true)
             .override_global("gap", &self.pace().gap(), true)
             .override_global("batch", &self.pace().batch(), true)
-            .override_global("limit_ns", &(self.time.as_nanos() as u64), true)
+            .override_global("limit_ns", &limit_ns(self.time), true)
             .override_global("flows", &u32::from(self.flows), true)
             .override_global("first_port", &FIRST_PORT, true)
             .override_global("server_port", &self.port, true)
@@ -162,7 +164,7 @@ fn frame(testbed: &Testbed, port: u16) -> [u8; FRAME_LEN] {
     let (wire, host) = (testbed.wire(), testbed.host());
     let mut bytes = [host.mac(), wire.mac()].concat();
     bytes.extend([0x08, 0x00]);
-    bytes.extend(ip_header(wire.v4().octets(), host.v4().octets()));
+    bytes.extend(v4_header_summed(17, FRAME_LEN - UDP_AT, wire.v4().octets(), host.v4().octets()));
     bytes.extend([0, 0]);
     bytes.extend(port.to_be_bytes());
     bytes.extend(((FRAME_LEN - UDP_AT) as u16).to_be_bytes());
@@ -171,16 +173,6 @@ fn frame(testbed: &Testbed, port: u16) -> [u8; FRAME_LEN] {
     let mut frame = [0; FRAME_LEN];
     frame.copy_from_slice(&bytes);
     frame
-}
-
-fn ip_header(source: [u8; 4], target: [u8; 4]) -> [u8; 20] {
-    let mut header =
-        [0x45, 0, 0, (FRAME_LEN - 14) as u8, 0, 0, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    header[12..16].copy_from_slice(&source);
-    header[16..].copy_from_slice(&target);
-    let check = !fold(sum(&header));
-    header[10..12].copy_from_slice(&check.to_ne_bytes());
-    header
 }
 
 /// RFC 1035, section 4.1: a header of one question (no recursion asked for), name, type A, class IN.
@@ -200,15 +192,6 @@ fn udp_sum(frame: &[u8; FRAME_LEN]) -> u32 {
     sum(&frame[UDP_AT - 8..]) + sum(&[0, 17]) + sum(&length)
 }
 
-fn sum(bytes: &[u8]) -> u32 {
-    bytes.chunks_exact(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum()
-}
-
-fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (sum + (sum >> 16)) as u16
-}
-
 fn words(frame: &[u8; FRAME_LEN]) -> Vec<u64> {
     frame.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap_or_default())).collect()
 }
@@ -218,24 +201,6 @@ fn attach(bpf: &mut Ebpf, device: &str) -> Result<()> {
     let program: &mut SchedClassifier = program(bpf, "answers")?;
     program.load().map_err(refused)?;
     program.attach(device, TcAttachType::Egress).map(drop).map_err(refused)
-}
-
-fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
-{
-    let found = bpf.program_mut(name).and_then(|program| program.try_into().ok());
-    found.ok_or_else(|| Error::Spec(format!("the BPF object holds no program `{name}`")))
-}
-
-fn take<M, E: std::error::Error + 'static>(
-    bpf: &mut Ebpf,
-    name: &str,
-    convert: impl FnOnce(Map) -> std::result::Result<M, E>,
-) -> Result<M> {
-    let map =
-        bpf.take_map(name).ok_or_else(|| Error::Spec(format!("the BPF object holds no map `{name}`")))?;
-    convert(map).map_err(|error| Error::bpf("taking a map of the DNS wire", &error))
 }
 
 fn wait(done: &RingBuf<MapData>, sender: &LiveThread, patience: Duration) -> Result<()> {
@@ -287,11 +252,6 @@ mod tests {
     fn a_message_names_its_number() {
         assert_eq!(&Queries::message(42)[..2], [0, 42]);
         assert_eq!(&Queries::message(42)[12..20], b"\x07hosts42");
-    }
-
-    #[test]
-    fn an_ip_header_sums_to_all_ones() {
-        assert_eq!(fold(sum(&ip_header([10, 77, 0, 1], [10, 77, 0, 2]))), 0xffff);
     }
 
     #[test]

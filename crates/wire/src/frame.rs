@@ -72,11 +72,8 @@ impl Shape {
     }
 
     fn v4(&self, bytes: &mut Vec<u8>, source: [u8; 4], target: [u8; 4]) {
-        bytes.extend([0x45, 0]);
-        bytes.extend((28 + self.payload_len as u16).to_be_bytes());
-        bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0]); // id 0, don't fragment, TTL 64, UDP, no checksum yet
-        bytes.extend([source[0], source[1], 0, 0]);
-        bytes.extend(target);
+        let source = [source[0], source[1], 0, 0];
+        bytes.extend(v4_header(17, 8 + self.payload_len, source, target));
     }
 
     fn v6(&self, bytes: &mut Vec<u8>, source: [u8; 16], target: [u8; 16]) {
@@ -95,6 +92,28 @@ impl Shape {
         bytes.extend([0; Stamp::LEN]);
         bytes.extend((Stamp::LEN..self.payload_len).map(|i| i as u8));
     }
+}
+
+/// Without its checksum: id 0, don't fragment, TTL 64.
+fn v4_header(protocol: u8, payload_len: usize, source: [u8; 4], target: [u8; 4]) -> [u8; 20] {
+    let mut header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    header[2..4].copy_from_slice(&(20 + payload_len as u16).to_be_bytes());
+    header[12..16].copy_from_slice(&source);
+    header[16..].copy_from_slice(&target);
+    header
+}
+
+/// With its checksum.
+pub(crate) fn v4_header_summed(
+    protocol: u8,
+    payload_len: usize,
+    source: [u8; 4],
+    target: [u8; 4],
+) -> [u8; 20] {
+    let mut header = v4_header(protocol, payload_len, source, target);
+    let check = !fold(sum(&header));
+    header[10..12].copy_from_slice(&check.to_ne_bytes());
+    header
 }
 
 /// The MAC address a frame to `target` carries: that of the group, or of the neighbour.
@@ -123,6 +142,12 @@ fn v6_octets(address: IpAddr) -> [u8; 16] {
 /// The sum of the 16-bit words, an odd byte padded with zero.
 pub(crate) fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
+}
+
+/// A sum of 16-bit words in 16 bits.
+pub(crate) fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[cfg(test)]
@@ -156,8 +181,12 @@ mod tests {
         let frame = shape("10.77.0.2:9", None, Stamp::LEN).frame();
         let header = &frame.bytes[14..34];
         let be: u32 = header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-        let folded = |sum: u32| ((sum & 0xffff) + (sum >> 16)) as u16;
-        assert_eq!(folded(frame.ip_sum), folded(be).to_be());
+        assert_eq!(fold(frame.ip_sum), fold(be).to_be());
+    }
+
+    #[test]
+    fn an_ip_header_with_its_checksum_sums_to_all_ones() {
+        assert_eq!(fold(sum(&v4_header_summed(6, 1480, [10, 77, 0, 1], [10, 77, 0, 2]))), 0xffff);
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! whose ring is full. Frames from CPU n arrive on queue n modulo the queues of `vb` (veth_select_rxq).
 
 use crate::{
+    bpf::{program, take},
     draw::Popularity,
     egress::Egress,
     error::{During, Error, Result},
     frame::{Frame, Shape},
     link::Link,
-    live::{Live, LiveThread},
+    live::{LONGEST_FRAME, Live, LiveThread, limit_ns},
     order::Order,
     pace::Pace,
     pattern::{FIRST_PORT, Flows, Layout, Mixed, Pattern},
@@ -19,7 +20,7 @@ use crate::{
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, RingBuf},
+    maps::{Array, MapData, RingBuf},
     programs::Xdp,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -50,7 +51,7 @@ pub struct Spec {
 pub enum Limit {
     /// When told to.
     None,
-    /// After so many frames.
+    /// After so many frames, at least one.
     Packets(u64),
     /// After so long.
     Time(Duration),
@@ -186,10 +187,9 @@ impl Spec {
             Size::Payload(bytes) => bytes,
             Size::Frame(bytes) => bytes.saturating_sub(headers),
         };
-        let most = egress.mtu as usize + shape.mtu_excluded() - headers;
-        if !(Stamp::LEN..=most).contains(&shape.payload_len) {
-            let (least, most) = (headers + Stamp::LEN, headers + most);
-            return Err(Error::Spec(format!("a frame of this kind has {least} to {most} bytes here")));
+        let (least, most) = (headers + Stamp::LEN, egress.mtu as usize + shape.mtu_excluded());
+        if !(least..=most.min(LONGEST_FRAME)).contains(&(headers + shape.payload_len)) {
+            return Err(Error::Spec(bounds(least, most)));
         }
         Ok(shape)
     }
@@ -211,6 +211,12 @@ impl Spec {
         if !(self.packets_per_second >= 0.0 && self.packets_per_second <= 1e9) {
             return wrong(format!("{} frames per second is no rate", self.packets_per_second));
         }
+        if self.limit == Limit::Packets(0) {
+            return wrong("0 frames are nothing to send".into());
+        }
+        if let Some(id) = self.vlan.filter(|id| !(1..=4094).contains(id)) {
+            return wrong(format!("a VLAN id is 1 to 4094, not {id}"));
+        }
         self.flows.check(self.target.port())?;
         match self.popularity {
             Popularity::InTurn => Ok(()),
@@ -227,6 +233,14 @@ impl Spec {
 
     fn pace(&self) -> Pace {
         Pace(self.packets_per_second)
+    }
+}
+
+fn bounds(least: usize, most: usize) -> String {
+    let page = "more would fit the MTU, but not the kernel's live frames, a page each";
+    match most > LONGEST_FRAME {
+        true => format!("a frame of this kind has {least} to {LONGEST_FRAME} bytes here ({page})"),
+        false => format!("a frame of this kind has {least} to {most} bytes here"),
     }
 }
 
@@ -313,15 +327,20 @@ impl Running {
         Ok(Sent { packets: state[SENT], seconds })
     }
 
+    /// One of them is readable when its limit is reached, or when it has failed.
+    pub fn ended(&self) -> [BorrowedFd<'_>; 2] {
+        [self.done.as_fd(), self.thread.ended()]
+    }
+
     /// Waits until its limit is reached, but no longer than `timeout`; true when it was.
     pub fn wait_for(&self, timeout: Duration) -> Result<bool> {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        Ok(readable(&[self.done.as_fd(), self.thread.ended()], timeout)? > 0)
+        Ok(readable(&self.ended(), timeout)? > 0)
     }
 
     /// Waits until its limit is reached.
     pub fn wait(self) -> Result<Sent> {
-        readable(&[self.done.as_fd(), self.thread.ended()], PollTimeout::NONE)?;
+        readable(&self.ended(), PollTimeout::NONE)?;
         self.stop()
     }
 
@@ -355,7 +374,7 @@ fn load(spec: &Spec, shape: &Shape, [frame, short]: [&Frame; 2], egress: &Egress
     let (limit_packets, limit_ns) = match spec.limit {
         Limit::None => (0, 0),
         Limit::Packets(packets) => (packets, 0),
-        Limit::Time(time) => (0, time.as_nanos() as u64),
+        Limit::Time(time) => (0, limit_ns(time)),
     };
     let is_v6 = u32::from(shape.target.is_ipv6());
     let checksummed = u32::from(spec.checksum || is_v6 == 1);
@@ -394,11 +413,9 @@ fn load(spec: &Spec, shape: &Shape, [frame, short]: [&Frame; 2], egress: &Egress
         .map_max_entries("slots", if drawn == 1 { spec.flows.long as u32 } else { 1 })
         .load(OBJECT)
         .map_err(|error| Error::bpf("loading the generator (bpf)", &error))?;
-    let program: &mut Xdp = bpf
-        .program_mut("wire")
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| Error::Spec("the BPF object holds no program `wire`".into()))?;
-    program.load().map_err(|error| Error::bpf("loading the generator (BPF_PROG_LOAD)", &error))?;
+    program::<Xdp>(&mut bpf, "wire")?
+        .load()
+        .map_err(|error| Error::bpf("loading the generator (BPF_PROG_LOAD)", &error))?;
     Ok(bpf)
 }
 
@@ -426,16 +443,6 @@ fn initial_state(
     let mut state = take(bpf, "state", Array::try_from)?;
     state.set(0, initial, 0).map_err(|error| Error::bpf("setting up the generator's map", &error))?;
     Ok(state)
-}
-
-pub(crate) fn take<M, E: std::error::Error + 'static>(
-    bpf: &mut Ebpf,
-    name: &'static str,
-    convert: impl FnOnce(Map) -> std::result::Result<M, E>,
-) -> Result<M> {
-    let map =
-        bpf.take_map(name).ok_or_else(|| Error::Spec(format!("the BPF object holds no map `{name}`")))?;
-    convert(map).map_err(|error| Error::bpf("taking a map of the generator", &error))
 }
 
 fn header_words(frame: &[u8]) -> [u64; HEADER_WORDS] {

@@ -10,6 +10,7 @@
 
 #![deny(unsafe_code)]
 
+mod bpf;
 mod dns;
 mod draw;
 mod egress;

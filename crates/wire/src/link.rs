@@ -3,6 +3,7 @@
 //! Everything hangs on descriptors: the TAP and the tcx programs end with the process, whatever way that ends.
 
 use crate::{
+    bpf::program,
     error::{During, Error, Result},
     impair::{Fates, Impairment, corrupt},
     line::Line,
@@ -150,10 +151,7 @@ fn attach(tap: &Tap, device: &str, ifindex: u32, direction: Direction) -> Result
 }
 
 fn attach_one(bpf: &mut Ebpf, name: &str, device: &str, side: TcAttachType) -> Result<SchedClassifierLink> {
-    let program: &mut SchedClassifier = bpf
-        .program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| Error::Spec(format!("the BPF object holds no program `{name}`")))?;
+    let program: &mut SchedClassifier = program(bpf, name)?;
     program.load().map_err(|error| Error::bpf("loading the link (BPF_PROG_LOAD)", &error))?;
     let attached = program.attach(device, side).and_then(|id| program.take_link(id));
     attached.map_err(|error| Error::bpf("attaching the link (tcx)", &error))

@@ -19,6 +19,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 /// What to run and where.
@@ -107,6 +108,14 @@ impl Drop for LiveThread {
     fn drop(&mut self) {
         let _ = self.end();
     }
+}
+
+/// The most bytes that a live frame has: a page, less struct xdp_page_head, headroom and struct skb_shared_info.
+pub(crate) const LONGEST_FRAME: usize = 3408;
+
+/// A limit in time as the programs take it: to them, 0 is no limit.
+pub(crate) fn limit_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
 const REPEAT: u32 = 1 << 31; // the kernel counts iterations in 32 bits

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use aya::{
+    Ebpf,
+    programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp},
+};
 use hoist_wire::{Generator, Limit, Spec, Stamp, Testbed};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket as new_socket, sockopt::RcvBufForce,
@@ -176,5 +180,69 @@ fn frames_that_do_not_fit_are_refused_with_the_bounds() {
     for bytes in [63, 1515] {
         let refused = Generator::start(&testbed, &Spec::to(target).frame_len(bytes)).err().unwrap();
         assert!(refused.to_string().contains("64 to 1514"), "{refused}");
+    }
+}
+
+/// Whatever the MTU.
+#[test]
+fn frames_are_as_long_as_live_frames_can_be_and_no_longer() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().mtu(9000).up().unwrap();
+    let socket = socket(&testbed, testbed.host().v4().into());
+    let spec = Spec::to(socket.local_addr().unwrap());
+    let all = received(&testbed, &socket, spec.clone().frame_len(3408), 20);
+    assert!(all.iter().all(|(payload, _)| payload.len() == 3408 - 42));
+    let refused = Generator::start(&testbed, &spec.frame_len(3409)).err().unwrap();
+    assert!(
+        refused.to_string().contains("64 to 3408") && refused.to_string().contains("a page"),
+        "{refused}"
+    );
+}
+
+/// What the bound rests on: the kernel takes so many bytes, and not one more.
+#[test]
+fn the_kernel_says_how_long_live_frames_can_be() {
+    if !root() {
+        return;
+    }
+    let mut bpf = Ebpf::load(DISCARD).unwrap();
+    let program: &mut Xdp = bpf.program_mut("discard").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    let takes = |bytes: usize| {
+        let frame = vec![0; bytes];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&frame);
+        options.attrs = TestRunAttrs::new().xdp_live_frames(1);
+        program.test_run(options).is_ok()
+    };
+    assert_eq!([3408, 3409].map(takes), [true, false]);
+}
+
+static DISCARD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/discard.bpf.o"));
+
+#[test]
+fn limits_next_to_none_are_no_lack_of_limits() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().up().unwrap();
+    let spec = Spec::to((testbed.host().v4(), 9).into());
+    let refused = Generator::start(&testbed, &spec.clone().limit(Limit::Packets(0))).err().unwrap();
+    assert!(refused.to_string().contains("nothing to send"), "{refused}");
+    let running = Generator::start(&testbed, &spec.limit(Limit::Time(Duration::ZERO))).unwrap();
+    assert!(running.wait_for(Duration::from_secs(10)).unwrap());
+}
+
+#[test]
+fn vlan_ids_that_no_frame_can_have_are_refused() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().up().unwrap();
+    for id in [0, 4095] {
+        let spec = Spec::to((testbed.host().v4(), 9).into()).vlan(Some(id));
+        assert!(Generator::start(&testbed, &spec).err().unwrap().to_string().contains("1 to 4094"));
     }
 }

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 #[path = "../../../../crates/wire/src/tally.rs"]
+#[allow(dead_code, reason = "no peer looks at delays")]
 mod tally;
 
 use hoist_peers::{

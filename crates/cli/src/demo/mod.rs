@@ -13,7 +13,7 @@ use hoist_wire::{Precedence, Testbed};
 use serde::Serialize;
 use std::{
     fs,
-    io::{IsTerminal, Write},
+    io::{ErrorKind, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -87,12 +87,20 @@ impl Stage {
     }
 }
 
-/// A directory that goes when this does.
+/// A directory that goes when this does. What an unclean end has left is swept by the next one.
 pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    pub(crate) fn make(name: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("hoist-demo-{name}"));
+    /// Of a testbed that this process owns.
+    pub(crate) fn make(testbed: &str) -> Result<Self> {
+        let all: Vec<_> = hoist_wire::list()?.into_iter().map(|listed| listed.name).collect();
+        Self::make_in(Path::new("/run/hoist"), testbed, &all)
+    }
+
+    fn make_in(parent: &Path, testbed: &str, testbeds: &[String]) -> Result<Self> {
+        fs::create_dir_all(parent).with_context(|| format!("making {} (mkdir)", parent.display()))?;
+        sweep(parent, |name| name != testbed && testbeds.iter().any(|other| other == name))?;
+        let path = parent.join(format!("{PREFIX}{testbed}"));
         fs::create_dir(&path).with_context(|| format!("making {} (mkdir)", path.display()))?;
         Ok(Self(path))
     }
@@ -106,6 +114,27 @@ impl Drop for Directory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+const PREFIX: &str = "files-";
+
+/// Removes the directories of testbeds that are no more.
+fn sweep(parent: &Path, lives: impl Fn(&str) -> bool) -> Result<()> {
+    let entries = fs::read_dir(parent).with_context(|| format!("reading {}", parent.display()))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let testbed = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if testbed.is_some_and(|testbed| !lives(testbed)) {
+            let path = entry.path();
+            gone(fs::remove_dir_all(&path)).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Two may sweep at a time.
+fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    removed.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// What the demo found out.
@@ -202,10 +231,41 @@ mod tests {
 
     #[test]
     fn a_directory_goes_with_what_is_in_it() {
-        let directory = Directory::make(&format!("test-{}", std::process::id())).unwrap();
+        let parent = Parent::make("goes");
+        let directory = Directory::make_in(&parent.0, "7-0", &[]).unwrap();
         let path = directory.path("file");
         fs::write(&path, "x").unwrap();
         drop(directory);
         assert!(!path.parent().unwrap().exists());
+    }
+
+    #[test]
+    fn leftovers_are_swept_but_not_what_belongs_to_a_testbed_that_exists() {
+        let parent = Parent::make("swept");
+        for name in ["files-7-0", "files-8-0", "files-9-0", "testbed-9-0"] {
+            fs::create_dir(parent.0.join(name)).unwrap();
+            fs::write(parent.0.join(name).join("left"), "x").unwrap();
+        }
+        let directory = Directory::make_in(&parent.0, "7-0", &["7-0".into(), "8-0".into()]).unwrap();
+        assert!(!directory.path("left").exists());
+        let exists = |name: &str| parent.0.join(name).exists();
+        assert_eq!(["files-8-0", "files-9-0", "testbed-9-0"].map(exists), [true, false, true]);
+    }
+
+    struct Parent(PathBuf);
+
+    impl Parent {
+        fn make(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("hoist-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path); // of a process that had this one's id
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Parent {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
     }
 }

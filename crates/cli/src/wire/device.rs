@@ -7,6 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 #[command(next_help_heading = "Device")]
 pub(crate) struct Device {
     /// Send from this device instead of a testbed's.
+    ///
+    /// What is reported is what the device was offered: frames that its transmit ring had no room for are part of it
+    /// (its own counters tell how many it took: `ip -s link show`, `ethtool -S`).
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["testbed", "ipv6"])]
     pub(crate) dev: Option<String>,
     /// The MAC address of the next hop.

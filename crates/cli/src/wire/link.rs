@@ -1,17 +1,10 @@
 //! `hoist wire link`: a testbed's cable, made bad for whatever crosses it.
 
-use anyhow::{Context, Result};
+use super::ends::{Ends, Event};
+use anyhow::Result;
 use hoist_wire::{Direction, Impairment, Link, LinkCounts, Testbed};
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::SignalFd,
-    },
-};
 use std::{
     io::{IsTerminal, Write},
-    os::fd::AsFd,
     process::ExitCode,
     time::Duration,
 };
@@ -29,7 +22,7 @@ pub(crate) struct Args {
     direction: Which,
     #[command(flatten)]
     impair: Impair,
-    /// Random choices are the same for the same seed.
+    /// Random choices are the same for the same seed; they differ between the two directions.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// One JSON object a direction at the end, and no live line.
@@ -92,16 +85,17 @@ impl Impair {
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let testbed = Testbed::open(&args.testbed)?;
-    let ends = block_ends().context("blocking SIGINT and SIGTERM (sigprocmask)")?;
-    let impairment = args.impair.impairment(args.seed);
-    let start = |direction: Direction| Link::start(&testbed, direction, &impairment);
+    let ends = Ends::block()?;
+    let start = |direction: Direction| {
+        Link::start(&testbed, direction, &args.impair.impairment(seed_of(direction, args.seed)))
+    };
     let links: Vec<_> =
         args.directions().iter().map(|direction| start(*direction)).collect::<Result<_, _>>()?;
     let live = !args.json && std::io::stderr().is_terminal();
     if !args.json {
         eprintln!("the link of {} is impaired until Ctrl-C", args.testbed);
     }
-    while !ended(&ends)? {
+    while ends.wait(&[])? == Event::Time {
         if live {
             print_live(&links)?;
         }
@@ -125,17 +119,12 @@ impl Args {
     }
 }
 
-/// From here on the two signals are read, not delivered: threads that start later inherit that.
-fn block_ends() -> nix::Result<SignalFd> {
-    let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    ends.thread_block()?;
-    SignalFd::new(&ends)
-}
-
-/// Waits half a second for a signal that ends it.
-fn ended(ends: &SignalFd) -> Result<bool> {
-    let mut fds = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
-    Ok(poll(&mut fds, PollTimeout::from(500u16)).context("waiting for Ctrl-C (poll)")? > 0)
+/// Of its own for each direction, half a period of the generator (2^63 numbers) apart.
+fn seed_of(direction: Direction, seed: u64) -> u64 {
+    match direction {
+        Direction::ToHost => seed,
+        Direction::ToWire => seed ^ 1 << 63,
+    }
 }
 
 fn print_live(links: &[Link]) -> Result<()> {
@@ -167,6 +156,17 @@ fn report(args: &Args, direction: Direction, counts: &LinkCounts) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hoist_wire::Fates;
+
+    #[test]
+    fn the_two_directions_have_different_fates() {
+        let fates = |direction| {
+            let impairment = Impairment { loss: 0.5, seed: seed_of(direction, 7), ..Impairment::default() };
+            let mut fates = Fates::new(impairment);
+            (0..64).map(|_| fates.fate().lost).collect::<Vec<_>>()
+        };
+        assert_ne!(fates(Direction::ToHost), fates(Direction::ToWire));
+    }
 
     #[test]
     fn a_perfect_link_is_none() {

@@ -1,19 +1,21 @@
 //! `hoist wire`: UDP load at a stated rate, on a testbed or on a device, over a good link or a bad one.
 
 mod device;
+mod ends;
 mod link;
 mod tcp;
 mod traffic;
 
 use anyhow::Result;
 use device::Device;
-use hoist_wire::{Direction, Generator, Link, LinkCounts, Running, Sent, Testbed};
+use ends::{Ends, Event};
+use hoist_wire::{Direction, Error, Generator, Link, LinkCounts, Running, Sent, Testbed};
 use link::Impair;
 use std::{
     io::{IsTerminal, Write},
     net::{IpAddr, SocketAddr},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Instant,
 };
 use traffic::Traffic;
 
@@ -83,6 +85,10 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
 
 fn from_testbed(args: &Args) -> Result<ExitCode> {
     let testbed = Testbed::open(&args.testbed)?;
+    if let Some(id) = args.traffic.vlan {
+        check_vlan(&args.testbed, testbed.facts().vlan, id)?;
+    }
+    let ends = Ends::block()?;
     let spec = args.traffic.spec(target(args, &testbed))?;
     let impairment = args.impair.if_any(args.traffic.seed);
     let link =
@@ -91,7 +97,18 @@ fn from_testbed(args: &Args) -> Result<ExitCode> {
         Some(link) => Generator::start_over(link, &testbed, &spec)?,
         None => Generator::start(&testbed, &spec)?,
     };
-    watch(args, running, link)
+    watch(args, &ends, running, link)
+}
+
+fn check_vlan(testbed: &str, has: Option<u16>, id: u16) -> hoist_wire::Result<()> {
+    if has == Some(id) {
+        return Ok(());
+    }
+    let has = has.map_or("no VLAN".into(), |other| format!("VLAN {other} only"));
+    Err(Error::Spec(format!(
+        "--vlan {id}: testbed {testbed} has {has}: `hoist testbed down {testbed}` and \
+         `hoist testbed up --name {testbed} --vlan {id}` make one that has it"
+    )))
 }
 
 fn from_device(args: &Args, dev: &str) -> Result<ExitCode> {
@@ -104,8 +121,9 @@ fn from_device(args: &Args, dev: &str) -> Result<ExitCode> {
         Ok(hop) => hop,
         Err(why) => return Ok(usage(&why)),
     };
+    let ends = Ends::block()?;
     let spec = args.traffic.spec(hop.target)?;
-    watch(args, Generator::start_on(&hop.egress(dev)?, &spec)?, None)
+    watch(args, &ends, Generator::start_on(&hop.egress(dev)?, &spec)?, None)
 }
 
 fn usage(why: &str) -> ExitCode {
@@ -113,20 +131,30 @@ fn usage(why: &str) -> ExitCode {
     ExitCode::from(crate::USAGE)
 }
 
-fn watch(args: &Args, running: Running, link: Option<Link>) -> Result<ExitCode> {
+fn watch(args: &Args, ends: &Ends, running: Running, link: Option<Link>) -> Result<ExitCode> {
     let live = !args.json && std::io::stderr().is_terminal();
     let mut pace = Pace::new();
-    while !running.wait_for(Duration::from_millis(500))? {
-        if live {
-            print_live(&mut pace, running.sent()?, link.as_ref())?;
+    let event = loop {
+        match ends.wait(&running.ended())? {
+            Event::Time if live => print_live(&mut pace, running.sent()?, link.as_ref())?,
+            Event::Time => {}
+            event => break event,
         }
-    }
+    };
     if live {
         eprint!("\r\x1b[K");
     }
     let sent = running.stop()?;
     report(args, sent, link.map(Link::stop).transpose()?);
-    Ok(ExitCode::SUCCESS)
+    Ok(exit_code(event))
+}
+
+/// 130 after Ctrl-C: it sent less than it was asked to.
+fn exit_code(event: Event) -> ExitCode {
+    match event {
+        Event::Signal(interrupted) => interrupted.code(),
+        Event::Time | Event::Done => ExitCode::SUCCESS,
+    }
 }
 
 fn target(args: &Args, testbed: &Testbed) -> SocketAddr {
@@ -169,17 +197,28 @@ fn print_live(pace: &mut Pace, sent: Sent, link: Option<&Link>) -> Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// A device's transmit ring may refuse some of what it is offered; on a testbed, that is the receiver's loss.
+    fn packets(&self) -> &'static str {
+        if self.device.dev.is_some() { "offered_packets" } else { "packets" }
+    }
+
+    fn verb(&self) -> &'static str {
+        if self.device.dev.is_some() { "offered" } else { "sent" }
+    }
+}
+
 fn report(args: &Args, sent: Sent, link: Option<LinkCounts>) {
     let Sent { packets, seconds } = sent;
     let (pps, asked_pps) = (sent.rate(), args.traffic.rate);
     if args.json {
         let object = serde_json::json!({
-            "packets": packets, "seconds": seconds, "pps": pps, "asked_pps": asked_pps, "link": link
+            (args.packets()): packets, "seconds": seconds, "pps": pps, "asked_pps": asked_pps, "link": link
         });
         println!("{object}");
         return;
     }
-    println!("sent {packets} frames in {seconds:.3} s: {:.3} Mpps", pps / 1e6);
+    println!("{} {packets} frames in {seconds:.3} s: {:.3} Mpps", args.verb(), pps / 1e6);
     if let Some(counts) = link {
         println!("{}", link::line(&counts));
     }
@@ -201,7 +240,16 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::rate;
+    use super::{check_vlan, rate};
+
+    #[test]
+    fn a_vlan_that_the_testbed_lacks_is_refused_with_the_way_to_make_it() {
+        assert!(check_vlan("demo", Some(100), 100).is_ok());
+        for has in [None, Some(7)] {
+            let refused = check_vlan("demo", has, 100).unwrap_err().to_string();
+            assert!(refused.contains("hoist testbed up --name demo --vlan 100"), "{refused}");
+        }
+    }
 
     #[test]
     fn rates_take_a_factor_and_nothing_else() {

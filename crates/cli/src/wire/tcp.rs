@@ -1,7 +1,11 @@
 //! `hoist wire tcp`: TCP connections to a receiver on the host end, filled as fast as it takes them.
 
-use anyhow::{Result, bail};
-use hoist_wire::{TcpLimit, TcpRunning, TcpSent, TcpSpec, TcpWire, Testbed};
+use super::{
+    ends::{Ends, Event, LOOK_MS},
+    exit_code,
+};
+use anyhow::Result;
+use hoist_wire::{Error, TcpLimit, TcpRunning, TcpSent, TcpSpec, TcpWire, Testbed};
 use std::{
     io::{IsTerminal, Write},
     net::{IpAddr, SocketAddr},
@@ -55,11 +59,31 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let testbed = Testbed::open(&args.testbed)?;
-    let running = TcpWire::start(&testbed, &spec(args, &testbed)?)?;
+    let spec = spec(args, &testbed)?;
+    let ends = Ends::block()?;
+    let running = TcpWire::start(&testbed, &spec)?;
     let live = !args.json && std::io::stderr().is_terminal();
+    let event = watch(&running, &ends, live)?;
+    if live {
+        eprint!("\r\x1b[K");
+    }
+    report(args, &end(running, event)?);
+    if event == Event::Time {
+        eprintln!("hoist: gave up: the receiver has acknowledged nothing for {PATIENCE_SECONDS} s");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(exit_code(event))
+}
+
+/// [`Event::Time`] when the receiver takes nothing any more.
+fn watch(running: &TcpRunning, ends: &Ends, live: bool) -> Result<Event> {
     let mut quiet = 0;
     let mut before = running.sent()?;
-    while !running.wait_for(LOOK)? && quiet < PATIENCE.as_millis() / LOOK.as_millis() {
+    while quiet < PATIENCE_SECONDS * 1000 / u32::from(LOOK_MS) {
+        let event = ends.wait(&running.ended())?;
+        if event != Event::Time {
+            return Ok(event);
+        }
         let sent = running.sent()?;
         quiet = if sent.acked_bytes > before.acked_bytes { 0 } else { quiet + 1 };
         if live {
@@ -67,19 +91,25 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         }
         before = sent;
     }
-    if live {
-        eprint!("\r\x1b[K");
-    }
-    report(args, running)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Event::Time)
 }
 
-const LOOK: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(10); // with a receiver that takes nothing
+/// After Ctrl-C the receiver gets what is under way, and the end of the stream behind it.
+fn end(mut running: TcpRunning, event: Event) -> Result<TcpSent> {
+    if !matches!(event, Event::Signal(_)) {
+        return Ok(running.stop()?);
+    }
+    running.drain()?;
+    Ok(running.finish(LAST_ACKS)?)
+}
+
+const PATIENCE_SECONDS: u32 = 10; // with a receiver that takes nothing
+const LAST_ACKS: Duration = Duration::from_secs(1);
 
 fn spec(args: &Args, testbed: &Testbed) -> Result<TcpSpec> {
     if !(args.seconds > 0.0 && args.seconds <= 1e6) {
-        bail!("--seconds {}: must be more than 0 and at most a million", args.seconds);
+        let why = "must be more than 0 and at most a million";
+        return Err(Error::Spec(format!("--seconds {}: {why}", args.seconds)).into());
     }
     let limit = match args.bytes {
         Some(bytes) => TcpLimit::Bytes(bytes),
@@ -115,19 +145,18 @@ fn waits(sent: &TcpSent) -> String {
     format!("waiting for {}", shares.join(", "))
 }
 
-fn report(args: &Args, running: TcpRunning) -> Result<()> {
-    let sent = running.stop()?;
+fn report(args: &Args, sent: &TcpSent) {
     let gbit = sent.gbit_per_second();
     if !args.json {
-        let TcpSent { acked_bytes, seconds, go_backs, .. } = sent;
-        println!("{acked_bytes} bytes acknowledged in {seconds:.3} s: {gbit:.2} Gbit/s, {}", waits(&sent));
+        let TcpSent { acked_bytes, seconds, go_backs, .. } = *sent;
+        println!("{acked_bytes} bytes acknowledged in {seconds:.3} s: {gbit:.2} Gbit/s, {}", waits(sent));
         if go_backs > 0 {
             println!("sent again from the last acknowledged byte on: {go_backs} times");
         }
         if sent.closed > 0 {
             println!("ended by the receiver: {} connections", sent.closed);
         }
-        return Ok(());
+        return;
     }
     println!(
         "{}",
@@ -143,5 +172,4 @@ fn report(args: &Args, running: TcpRunning) -> Result<()> {
             "blocked": { "ring": sent.blocked.ring, "window": sent.blocked.window, "pace": sent.blocked.pace },
         })
     );
-    Ok(())
 }

@@ -1,8 +1,7 @@
 //! What to send: the flags that describe traffic, and what they come to.
 
 use super::rate;
-use anyhow::{Result, bail};
-use hoist_wire::{Limit, Mixed, Pattern, Popularity, Spec, Stamp};
+use hoist_wire::{Error, Limit, Mixed, Pattern, Popularity, Result, Spec};
 use std::{net::SocketAddr, time::Duration};
 
 #[derive(clap::Args)]
@@ -29,15 +28,15 @@ pub(crate) struct Traffic {
     /// Senders, receivers or both of a pattern.
     #[arg(long, value_name = "N", default_value_t = 24, requires = "pattern")]
     peers: u32,
-    /// With mixed: short flows.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    short_flows: u32,
-    /// With mixed: which part of the frames is short, between 0 and 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
-    short_share: f64,
-    /// With mixed: bytes of UDP payload of a short frame.
-    #[arg(long, value_name = "BYTES", default_value_t = Stamp::LEN)]
-    short_payload: usize,
+    /// With mixed: short flows; 16 unless told.
+    #[arg(long, value_name = "N", requires = "pattern")]
+    short_flows: Option<u32>,
+    /// With mixed: which part of the frames is short, between 0 and 1; 0.5 unless told.
+    #[arg(long, value_name = "SHARE", requires = "pattern")]
+    short_share: Option<f64>,
+    /// With mixed: bytes of UDP payload of a short frame; as many as the stamp has unless told.
+    #[arg(long, value_name = "BYTES", requires = "pattern")]
+    short_payload: Option<usize>,
     /// Draw flows at random, flow k (from 1 on) in proportion to 1 / k^S, instead of in turn.
     #[arg(long, value_name = "S")]
     zipf: Option<f64>,
@@ -48,7 +47,7 @@ pub(crate) struct Traffic {
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Tag the frames; on a testbed, to the host end's VLAN address.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
     pub(crate) vlan: Option<u16>,
     /// Leave the UDP checksum zero (IPv4 only).
     #[arg(long)]
@@ -59,7 +58,7 @@ pub(crate) struct Traffic {
 }
 
 /// A source address is a sender, a destination port a receiver: they count up from the first.
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Name {
     /// One sender to one receiver.
     Single,
@@ -96,8 +95,12 @@ impl Traffic {
     }
 
     fn pattern(&self, name: Name) -> Result<Pattern> {
-        if self.flows != 1 && !matches!(name, Name::Mixed) {
-            bail!("--flows {}: with this pattern, --peers says how many flows there are", self.flows);
+        if self.flows != 1 && name != Name::Mixed {
+            let why = "with this pattern, --peers says how many flows there are";
+            return Err(Error::Spec(format!("--flows {}: {why}", self.flows)));
+        }
+        if self.shortens() && name != Name::Mixed {
+            return Err(Error::Spec("--short-flows and the like are for --pattern mixed only".into()));
         }
         Ok(match name {
             Name::Single => Pattern::Single,
@@ -105,13 +108,22 @@ impl Traffic {
             Name::Incast => Pattern::Incast(self.peers),
             Name::Outcast => Pattern::Outcast(self.peers),
             Name::AllToAll => Pattern::AllToAll(self.peers),
-            Name::Mixed => Pattern::Mixed(Mixed {
-                long: u32::try_from(self.flows)?,
-                short: self.short_flows,
-                short_share: self.short_share,
-                short_payload_len: self.short_payload,
-            }),
+            Name::Mixed => Pattern::Mixed(self.mixed()),
         })
+    }
+
+    fn shortens(&self) -> bool {
+        self.short_flows.is_some() || self.short_share.is_some() || self.short_payload.is_some()
+    }
+
+    fn mixed(&self) -> Mixed {
+        let usual = Mixed::default();
+        Mixed {
+            long: u32::try_from(self.flows).unwrap_or(u32::MAX), // which is refused
+            short: self.short_flows.unwrap_or(usual.short),
+            short_share: self.short_share.unwrap_or(usual.short_share),
+            short_payload_len: self.short_payload.unwrap_or(usual.short_payload_len),
+        }
     }
 
     fn popularity(&self) -> Popularity {
@@ -124,7 +136,8 @@ impl Traffic {
 
     fn limit(&self) -> Result<Limit> {
         if !(self.seconds > 0.0 && self.seconds <= 1e6) {
-            bail!("--seconds {}: must be more than 0 and at most a million", self.seconds);
+            let why = "must be more than 0 and at most a million";
+            return Err(Error::Spec(format!("--seconds {}: {why}", self.seconds)));
         }
         Ok(match self.count {
             Some(frames) => Limit::Packets(frames),

@@ -5,7 +5,7 @@
 //! tell, its CPU time from the first datagram on. `--delay N` takes the one-way delay of one datagram in N.
 //!
 //! What a program can do for itself: `--rcvbuf BYTES`; `--batch N` receives by recvmmsg(2); `--busy-poll US` has reads run the
-//! driver. `--sockets N` receives on N ports from PORT on, by epoll.
+//! driver. `--sockets N` receives on N ports from PORT on, by epoll; `--epoll` has one socket read so too.
 
 #![deny(unsafe_code)]
 
@@ -42,10 +42,7 @@ fn run() -> Result<(), String> {
     sys::stop_on_sigterm();
     let sockets = (0..options.sockets).map(|i| open(&options, i)).collect::<Result<Vec<_>, _>>()?;
     let mut sink = Sink::new(&options);
-    let receive = match options.sockets {
-        1 => Sink::receive_on,
-        _ => Sink::receive_by_epoll,
-    };
+    let receive = if options.by_epoll() { Sink::receive_by_epoll } else { Sink::receive_on };
     let epoll = watch(&sockets).map_err(|e| format!("epoll: {e}"))?;
     say("ready")?;
     receive(&mut sink, &sockets, &epoll).map_err(|e| format!("receiving: {e}"))?;
@@ -54,7 +51,7 @@ fn run() -> Result<(), String> {
 }
 
 const USAGE: &str = "usage: hoist-sink ADDRESS:PORT [--seconds N] [--idle-ms N] [--rcvbuf BYTES] [--batch N] \
-                     [--busy-poll US] [--sockets N] [--delay N]";
+                     [--busy-poll US] [--sockets N] [--epoll] [--delay N]";
 
 struct Options {
     address: SocketAddr,
@@ -64,6 +61,7 @@ struct Options {
     batch: usize,
     busy_poll_us: Option<i32>,
     sockets: u16,
+    epoll: bool,
     delay_every: u32,
 }
 
@@ -78,9 +76,14 @@ impl Options {
             batch: 1,
             busy_poll_us: None,
             sockets: 1,
+            epoll: false,
             delay_every: 0,
         };
         while let Some(name) = args.next() {
+            if name == "--epoll" {
+                options.epoll = true;
+                continue;
+            }
             let value: u32 = args.next().and_then(|value| value.parse().ok()).ok_or(USAGE)?;
             match name.as_str() {
                 "--seconds" => options.seconds = value.into(),
@@ -94,6 +97,10 @@ impl Options {
             }
         }
         Ok(options)
+    }
+
+    fn by_epoll(&self) -> bool {
+        self.epoll || self.sockets > 1
     }
 }
 
@@ -113,7 +120,7 @@ fn open(options: &Options, i: u16) -> Result<UdpSocket, String> {
         sys::set_busy_poll(&socket, us).map_err(|e| format!("setsockopt SO_BUSY_POLL {us}: {e}"))?;
     }
     socket.set_read_timeout(Some(options.idle)).map_err(|e| format!("setsockopt SO_RCVTIMEO: {e}"))?;
-    socket.set_nonblocking(options.sockets > 1).map_err(|e| format!("fcntl O_NONBLOCK: {e}"))?;
+    socket.set_nonblocking(options.by_epoll()).map_err(|e| format!("fcntl O_NONBLOCK: {e}"))?;
     Ok(socket)
 }
 

@@ -11,9 +11,10 @@ mod segment;
 mod sys;
 
 use crate::{
+    bpf::{program, take},
     error::{During, Error, Result},
-    generator::{readable, take},
-    live::{Live, LiveThread},
+    generator::readable,
+    live::{LONGEST_FRAME, Live, LiveThread, limit_ns},
     testbed::{End, Testbed},
 };
 use aya::{
@@ -24,7 +25,12 @@ use aya::{
 use connection::{Silent, Standing};
 use nix::poll::PollTimeout;
 use segment::{Segment, filler};
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -137,8 +143,8 @@ impl TcpSpec {
         Ok(())
     }
 
-    fn segment_bytes(&self, agreed: u32) -> Result<u32> {
-        let most = agreed.min(MOST_PAYLOAD) & !1;
+    fn segment_bytes(&self, agreed: u32, headers_len: usize) -> Result<u32> {
+        let most = agreed.min((LONGEST_FRAME - headers_len) as u32) & !1;
         let bytes = self.mss.unwrap_or(most);
         if !(LEAST_PAYLOAD..=most).contains(&bytes) || !bytes.is_multiple_of(2) {
             return Err(Error::Spec(format!(
@@ -224,7 +230,7 @@ impl TcpWire {
         spec.check()?;
         let silent = connect(testbed, spec)?;
         let first = silent[0].standing;
-        let mss = spec.segment_bytes(first.mss)?;
+        let mss = spec.segment_bytes(first.mss, Segment::headers_len(&first))?;
         let macs = [testbed.host().mac(), testbed.wire().mac()];
         let segments: Vec<_> =
             silent.iter().map(|silent| Segment::new(macs, &silent.standing, mss)).collect();
@@ -264,10 +270,15 @@ impl TcpRunning {
         self.maps.sent(self.silent.len() as u32)
     }
 
+    /// One of them is readable when its limit is reached and all is acknowledged, or when it has failed.
+    pub fn ended(&self) -> [BorrowedFd<'_>; 2] {
+        [self.maps.done.as_fd(), self.thread.ended()]
+    }
+
     /// Waits until its limit is reached and all is acknowledged, but no longer than `timeout`; true when it was.
     pub fn wait_for(&self, timeout: Duration) -> Result<bool> {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        Ok(readable(&[self.maps.done.as_fd(), self.thread.ended()], timeout)? > 0)
+        Ok(readable(&self.ended(), timeout)? > 0)
     }
 
     /// Sends nothing new from here on: [`TcpRunning::wait_for`] tells when all is acknowledged.
@@ -392,7 +403,7 @@ impl Maps {
 }
 
 const MOST_CONNECTIONS: u32 = 256;
-const MOST_PAYLOAD: u32 = 4096;
+const MOST_PAYLOAD: u32 = 4096; // bpf/tcpwire.bpf.c; LONGEST_FRAME allows less
 const LEAST_PAYLOAD: u32 = 64;
 
 // struct connection, in words.
@@ -444,7 +455,7 @@ fn load(testbed: &Testbed, spec: &TcpSpec, standing: &Standing, mss: u32) -> Res
     let (limit_bytes, limit_ns) = match spec.limit {
         TcpLimit::None => (0, 0),
         TcpLimit::Bytes(bytes) => (bytes.max(1).next_multiple_of(mss.into()), 0),
-        TcpLimit::Time(time) => (0, (time.as_nanos() as u64).max(1)),
+        TcpLimit::Time(time) => (0, limit_ns(time)),
     };
     let btf = Btf::from_sys_fs().map_err(|error| Error::bpf("reading /sys/kernel/btf/vmlinux", &error))?;
     let mut bpf = EbpfLoader::new()
@@ -492,12 +503,3 @@ fn attach(bpf: &mut Ebpf, host: &End) -> Result<()> {
 }
 
 const TRACED: [(&str, &str); 2] = [("consumed", "napi_poll"), ("dropped", "xdp_devmap_xmit")];
-
-fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
-{
-    bpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| Error::Spec(format!("the BPF object holds no program `{name}`")))
-}

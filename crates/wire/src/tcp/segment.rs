@@ -1,7 +1,7 @@
 //! The segment that all segments of a connection are made of, and the sum of what does not vary in it.
 
 use super::connection::Standing;
-use crate::frame::sum;
+use crate::frame::{sum, v4_header_summed};
 use std::net::IpAddr;
 
 /// A segment whose sequence number, timestamps, checksum and offset tag are still zero.
@@ -18,6 +18,12 @@ pub(super) fn filler(mss: u32) -> impl Iterator<Item = u8> {
 }
 
 impl Segment {
+    /// Bytes before the payload.
+    pub(super) fn headers_len(standing: &Standing) -> usize {
+        let ip_len = if standing.peer.is_ipv4() { 20 } else { 40 };
+        14 + ip_len + if standing.has_timestamps { 32 } else { 20 }
+    }
+
     /// Of `mss` bytes of payload.
     pub(super) fn new(macs: [[u8; 6]; 2], standing: &Standing, mss: u32) -> Self {
         let mut bytes = Vec::from(macs.as_flattened());
@@ -37,14 +43,7 @@ impl Segment {
 
 fn v4(bytes: &mut Vec<u8>, payload_len: usize, local: [u8; 4], peer: [u8; 4]) {
     bytes.extend([0x08, 0x00]);
-    let mut header = vec![0x45, 0];
-    header.extend((20 + payload_len as u16).to_be_bytes());
-    header.extend([0, 0, 0x40, 0, 64, TCP, 0, 0]); // id 0, don't fragment, TTL 64
-    header.extend(local);
-    header.extend(peer);
-    let check = !folded(sum(&header));
-    header[10..12].copy_from_slice(&check.to_ne_bytes());
-    bytes.extend(header);
+    bytes.extend(v4_header_summed(TCP, payload_len, local, peer));
 }
 
 fn v6(bytes: &mut Vec<u8>, payload_len: usize, local: [u8; 16], peer: [u8; 16]) {
@@ -71,11 +70,6 @@ fn tcp(standing: &Standing, mss: u32) -> Vec<u8> {
     bytes.extend([0; TAG_LEN as usize]);
     bytes.extend(filler(mss));
     bytes
-}
-
-fn folded(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 const TCP: u8 = 6;

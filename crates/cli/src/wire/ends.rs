@@ -1,0 +1,85 @@
+//! What ends a run: SIGINT and SIGTERM, read rather than delivered.
+
+use anyhow::{Context, Result};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::SignalFd,
+    },
+};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    process::ExitCode,
+};
+
+/// The two signals, blocked: threads that start later inherit that.
+pub(super) struct Ends(SignalFd);
+
+/// What came first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Event {
+    /// Half a second.
+    Time,
+    /// What was waited for.
+    Done,
+    Signal(Interrupted),
+}
+
+/// Ended by a signal of this number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Interrupted(u32);
+
+impl Ends {
+    pub(super) fn block() -> Result<Self> {
+        let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+        ends.thread_block().context("blocking SIGINT and SIGTERM (pthread_sigmask)")?;
+        Ok(Self(SignalFd::new(&ends).context("reading SIGINT and SIGTERM (signalfd)")?))
+    }
+
+    /// Waits half a second for a signal, or for one of `others` to be readable.
+    pub(super) fn wait(&self, others: &[BorrowedFd<'_>]) -> Result<Event> {
+        let all = [self.0.as_fd()].into_iter().chain(others.iter().copied());
+        let mut fds: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let ready = poll(&mut fds, PollTimeout::from(LOOK_MS)).context("waiting for Ctrl-C (poll)")?;
+        let signalled = fds[0].any().unwrap_or(false);
+        match (ready, signalled) {
+            (0, _) => Ok(Event::Time),
+            (_, false) => Ok(Event::Done),
+            (_, true) => self.read(),
+        }
+    }
+
+    fn read(&self) -> Result<Event> {
+        let signal = self.0.read_signal().context("reading the signalfd")?;
+        Ok(signal.map_or(Event::Time, |signal| Event::Signal(Interrupted(signal.ssi_signo))))
+    }
+}
+
+pub(super) const LOOK_MS: u16 = 500;
+
+impl Interrupted {
+    /// As shells say it.
+    pub(super) fn code(self) -> ExitCode {
+        ExitCode::from(128 + self.0 as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::raise;
+    use std::io::{Write, pipe};
+
+    #[test]
+    fn a_signal_and_what_is_waited_for_are_told_apart() {
+        let ends = Ends::block().unwrap();
+        let (over, mut tell) = pipe().unwrap();
+        assert_eq!(ends.wait(&[over.as_fd()]).unwrap(), Event::Time);
+        tell.write_all(b"x").unwrap();
+        assert_eq!(ends.wait(&[over.as_fd()]).unwrap(), Event::Done);
+        raise(Signal::SIGTERM).unwrap(); // to this thread
+        let Event::Signal(how) = ends.wait(&[over.as_fd()]).unwrap() else { panic!("no signal") };
+        assert_eq!(how, Interrupted(15));
+    }
+}
