@@ -144,15 +144,38 @@ fn check_files(kept: &str, printed: &[u8]) {
     let drawn = format!("{kept}-drawn");
     assert!(output(&["report", kept, &drawn]).status.success());
     assert_eq!(fs::read_to_string(format!("{drawn}/udp-overload.svg")).unwrap(), picture);
+    assert_eq!(fs::read(format!("{drawn}/run.json")).unwrap(), stored);
     let same = output(&["compare", kept, kept, "--json"]);
     let same: Value = serde_json::from_slice(&same.stdout).unwrap();
     assert!(same["rows"].as_array().unwrap().iter().all(|row| row["verdict"] == "too-few"));
 }
 
+#[test]
+fn after_an_error_the_other_benches_go_on() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap();
+    // Beside this copy the client of round trips is missing.
+    let directory = Directory::new("parts");
+    let built = Path::new(env!("CARGO_BIN_EXE_hoist")).parent().unwrap();
+    for name in ["hoist", "hoist-sink"] {
+        fs::copy(built.join(name), directory.0.join(name)).unwrap();
+    }
+    let arguments = [&["bench", "udp-rr"], &SMALLEST[..], &["--sides", "kernel", "--json"]].concat();
+    let out = Command::new(directory.0.join("hoist")).args(arguments).output().unwrap();
+    assert_eq!(out.status.code(), Some(1), "{}", complaint(&out));
+    assert!(complaint(&out).contains("hoist: udp-rr: "), "{}", complaint(&out));
+    let run: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(run["rows"].as_array().unwrap().iter().all(|row| row["bench"] == "udp-overload"));
+    assert!(!run["rows"].as_array().unwrap().is_empty());
+    assert!(run["notes"][0].as_str().unwrap().starts_with("udp-rr: ended too early"), "{}", run["notes"]);
+}
+
 /// A long run that has made its namespaces.
-fn started() -> Child {
-    let mut child = hoist(&["udp-lossless", "--sides", "kernel"])
-        .stdout(Stdio::null())
+fn started(arguments: &[&str]) -> Child {
+    let mut child = hoist(&[&["udp-lossless", "--sides", "kernel"], arguments].concat())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
@@ -165,14 +188,24 @@ fn started() -> Child {
 }
 
 #[test]
-fn an_interrupted_run_removes_what_it_made() {
+fn an_interrupted_run_keeps_what_there_is_and_removes_what_it_made() {
     if !can_run() {
         return;
     }
     let _alone = ALONE.lock().unwrap();
-    let mut child = started();
+    let directory = Directory::new("interrupted");
+    let kept = directory.0.join("run");
+    let child = started(&["pass-cost", "--save", kept.to_str().unwrap()]);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let run: Value = serde_json::from_slice(&fs::read(kept.join("run.json")).unwrap()).unwrap();
+    let notes = run["notes"].as_array().unwrap();
+    assert_eq!(notes.len(), 1, "pass-cost did not begin: {notes:?}");
+    assert!(notes[0].as_str().unwrap().starts_with("udp-lossless: ended too early"), "{notes:?}");
+    assert!(notes[0].as_str().unwrap().ends_with("interrupted"), "{notes:?}");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("note: udp-lossless: ended too early"));
+    assert!(kept.join("index.html").exists());
     assert_eq!((left_behind(), running("9000")), (vec![], vec![]));
 }
 
@@ -184,7 +217,7 @@ fn a_killed_run_changes_no_session_and_ends_what_it_started() {
     let _alone = ALONE.lock().unwrap();
     let nice = || fs::read_to_string("/proc/self/autogroup").unwrap_or_default();
     let before = nice();
-    let mut child = started();
+    let mut child = started(&[]);
     child.kill().unwrap();
     child.wait().unwrap();
     let end = Instant::now() + Duration::from_secs(20);
@@ -201,7 +234,14 @@ fn names_and_numbers_that_make_no_sense_are_usage_errors() {
         (&["udp-overlod"][..], "udp-overload"),
         (&[][..], "Usage"),
         (&["udp-overload", "--repeats", "0"][..], "--repeats"),
+        (&["udp-overload", "--repeats", "101"][..], "--repeats"),
         (&["udp-overload", "--rates", "fast"][..], "is no rate"),
+        (&["udp-overload", "--rates", "1M,0"][..], "more than 0"),
+        (&["udp-overload", "--tolerated-loss", "nan"][..], "is no fraction"),
+        (&["udp-overload", "--tolerated-loss", "1"][..], "is no fraction"),
+        (&["udp-overload", "--size", "63"][..], "--size"),
+        (&["udp-overload", "--flows", "0"][..], "--flows"),
+        (&["udp-overload", "--flows", "16777217"][..], "--flows"),
         (&["udp-overload", "--sides", "kernel,window"][..], "kernel-tuned"),
         (&["udp-overload", "compare"][..], "compare"),
         (&["compare", "one.json"][..], "SECOND"),

@@ -107,7 +107,7 @@ impl Comparison {
         let [better, worse, different] = [Change::Better, Change::Worse, Change::Different].map(count);
         format!(
             "{} rows in both: {better} better, {worse} worse, {different} different in parts, {} noise, {} with too few samples. \
-             By chance alone up to {} of {tested} would differ.",
+             By chance alone about one in twenty differs: {} of {tested}.",
             self.rows.len(),
             count(Change::Noise),
             count(Change::TooFew),
@@ -230,7 +230,7 @@ mod tests {
         let a = made_up::document();
         let mut b = a.clone();
         b.rows.remove(0);
-        b.settings = serde_json::json!({ "repeats": 7, "frame_len": 64 });
+        b.settings["repeats"] = 7.into();
         b.host.kernel = "7.0".into();
         let (there, back) = (Comparison::of(&a, &b), Comparison::of(&b, &a));
         assert_eq!((there.only_a.len(), there.only_b.len()), (1, 0));

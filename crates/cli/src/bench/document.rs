@@ -148,8 +148,8 @@ impl Rows {
         self.0[index].add(sample);
     }
 
-    pub(crate) fn into_vec(self) -> Vec<Row> {
-        self.0
+    pub(crate) fn as_slice(&self) -> &[Row] {
+        &self.0
     }
 }
 
@@ -220,7 +220,7 @@ mod tests {
             commit: "abc".into(),
             host: Host::default(),
             settings: serde_json::json!({ "repeats": 3 }),
-            rows: rows.into_vec(),
+            rows: rows.as_slice().to_vec(),
             disturbed: Disturbed { trials: 1, of: 4 },
             notes: vec![],
         }

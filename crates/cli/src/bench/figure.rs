@@ -3,6 +3,7 @@
 //! Positions on an axis are numbers on a line; a logarithmic axis has the logarithms, and the names of its ticks say so.
 
 use super::{
+    about,
     document::{Better, Document, Point, Row, distinct},
     kinds, number,
 };
@@ -72,7 +73,7 @@ pub(crate) fn of(document: &Document, bench: &str) -> Option<Figure> {
         })
         .collect();
     let sides = distinct(rows.iter().map(|row| row.side.clone()));
-    let title = kinds::title_of(bench).unwrap_or(bench).to_owned();
+    let title = about::title(document, bench);
     (!panels.is_empty()).then_some(Figure { title, sides, panels })
 }
 
@@ -87,15 +88,19 @@ fn panels(rows: &[&Row]) -> Vec<Panel> {
         rows.iter().copied().partition(|row| percentile(&row.metric).is_some());
     let metrics = distinct(others.iter().map(|row| row.metric.as_str()));
     let of = |metric: &str| others.iter().copied().filter(|row| row.metric == metric).collect::<Vec<_>>();
-    let plain =
-        metrics.into_iter().filter(is_shown).map(of).filter(|rows| rows.iter().any(|row| row.max > 0.0));
+    let plain = metrics.into_iter().filter(is_shown).map(of).filter(|rows| has_amounts(rows));
     let points = distinct(percentiles.iter().map(|row| row.point.as_ref()));
     let at =
         |point| percentiles.iter().copied().filter(|row| row.point.as_ref() == point).collect::<Vec<_>>();
     plain
         .map(|rows| plain_panel(&rows))
-        .chain(points.into_iter().map(|point| distribution(&at(point))))
+        .chain(points.into_iter().map(at).filter(|rows| has_amounts(rows)).map(|rows| distribution(&rows)))
         .collect()
+}
+
+/// Nothing but zeros has no axis.
+fn has_amounts(rows: &[&Row]) -> bool {
+    rows.iter().any(|row| row.max > 0.0)
 }
 
 /// The percentile that a metric such as `round trip p99.9` is.
@@ -236,7 +241,7 @@ impl Scale {
     }
 
     fn place(&self, value: f64) -> f64 {
-        if self.is_log { value.max(1e-3).log10() } else { value / self.factor }
+        if self.is_log { value.max(ends(&self.values).0).log10() } else { value / self.factor }
     }
 
     fn axis(&self) -> Axis {
@@ -345,6 +350,23 @@ mod tests {
             assert!(to >= most && to <= most * 1.3, "{most}: {to}");
             assert!((4..=10).contains(&ticks.len()), "{most}: {ticks:?}");
         }
+    }
+
+    #[test]
+    fn zeros_are_not_drawn_and_do_not_stop_what_is() {
+        let mut run = made_up::document();
+        let is_first = |row: &Row| row.point.as_ref().is_some_and(|point| point.value == 0.0);
+        run.rows.iter_mut().filter(|row| row.bench == "udp-rr" && is_first(row)).for_each(|row| {
+            made_up::times(row, 0.0);
+        });
+        assert_eq!(of(&run, "udp-rr").unwrap().panels.len(), 1);
+        run.rows.iter_mut().filter(|row| row.side == "hoist").for_each(|row| made_up::times(row, 0.0));
+        for panel in of(&run, "udp-rr").unwrap().panels {
+            let marks = panel.series.iter().flat_map(|series| &series.marks);
+            assert!(marks.into_iter().all(|mark| mark.low >= panel.y.from && mark.high <= panel.y.to));
+        }
+        run.rows.iter_mut().for_each(|row| made_up::times(row, 0.0));
+        assert_eq!(of(&run, "udp-rr"), None);
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! The rows of a run as tables: what the terminal and the page show alike.
 
 use super::{
+    about,
     document::{Better, Document, Point, Row, distinct},
-    kinds, number,
+    kinds::{self, SENT},
+    number,
+    trial::AS_ASKED,
 };
 
 /// One table: of one bench, and of points of one name.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Grid {
     pub(crate) title: String,
+    /// What the sides are: with the first table of a bench.
+    pub(crate) sides: Vec<String>,
     pub(crate) header: Vec<String>,
     pub(crate) lines: Vec<Vec<String>>,
     /// What is the same everywhere and so no column.
@@ -24,15 +29,23 @@ pub(crate) fn of(document: &Document) -> Vec<Grid> {
 pub(crate) fn of_bench(document: &Document, bench: &str) -> Vec<Grid> {
     let rows: Vec<&Row> = document.rows.iter().filter(|row| row.bench == bench).collect();
     let named = |name: &str| rows.iter().copied().filter(|row| point_name(row) == name).collect::<Vec<_>>();
-    distinct(rows.iter().map(|row| point_name(row))).into_iter().map(|name| grid(&named(name))).collect()
+    let names = distinct(rows.iter().map(|row| point_name(row)));
+    let title = format!("{bench}: {}", about::title(document, bench));
+    let mut grids: Vec<_> = names.into_iter().map(|name| grid(&title, &named(name))).collect();
+    if let Some(first) = grids.first_mut() {
+        first.sides = about::sides(document, bench);
+    }
+    grids
 }
 
 fn point_name(row: &Row) -> &str {
     row.point.as_ref().map_or("", |point| &point.name)
 }
 
-fn grid(rows: &[&Row]) -> Grid {
-    let results: Vec<_> = rows.iter().copied().filter(|row| row.better != Better::Neither).collect();
+fn grid(title: &str, rows: &[&Row]) -> Grid {
+    let tells_sent = rows.iter().any(|row| is_short(row));
+    let is_shown = |row: &&Row| row.better != Better::Neither || tells_sent && row.metric == SENT.name;
+    let results: Vec<_> = rows.iter().copied().filter(is_shown).collect();
     let metrics = distinct(results.iter().map(|row| row.metric.as_str()));
     let (columns, zeros): (Vec<_>, Vec<_>) = metrics
         .into_iter()
@@ -43,7 +56,8 @@ fn grid(rows: &[&Row]) -> Grid {
     let first = (!name.is_empty()).then(|| name.to_owned());
     let header = first.into_iter().chain(["side".into(), "n".into()]);
     Grid {
-        title: title(rows),
+        title: title.into(),
+        sides: Vec::new(),
         header: header.chain(columns.iter().flat_map(Column::header)).collect(),
         lines: lines(&places, &columns),
         remarks: zeros.iter().map(|column| format!("{}: 0 in every sample", column.metric)).collect(),
@@ -62,9 +76,10 @@ fn places<'a>(rows: &[&'a Row]) -> Vec<(Option<&'a Point>, &'a str)> {
         .collect()
 }
 
-fn title(rows: &[&Row]) -> String {
-    let bench = &rows[0].bench;
-    kinds::title_of(bench).map_or_else(|| bench.clone(), |title| format!("{bench}: {title}"))
+/// The wire sent less than the point says: what it sent belongs beside what was received.
+fn is_short(row: &Row) -> bool {
+    let offered = row.point.as_ref().and_then(kinds::offered);
+    row.metric == SENT.name && offered.is_some_and(|offered| row.median < offered * AS_ASKED)
 }
 
 fn lines(places: &[(Option<&Point>, &str)], columns: &[Column]) -> Vec<Vec<String>> {
@@ -126,8 +141,36 @@ impl<'a> Column<'a> {
         let show = |value: f64| format!("{:.*}", self.decimals, value / self.factor);
         let spread = format!("{} ({} to {})", show(row.median), show(row.min), show(row.max));
         let kernel = self.row(point, "kernel").filter(|kernel| kernel.median != 0.0);
-        let is_told = side != "kernel" && self.unit != "%";
+        let is_told = side != "kernel" && !["%", "x"].contains(&self.unit) && self.metric != SENT.name;
         let ratio = kernel.filter(|_| is_told).map(|kernel| format!("{:.2}x", row.median / kernel.median));
         [spread, ratio.unwrap_or_default()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::made_up;
+
+    #[test]
+    fn what_the_wire_sent_is_a_column_where_it_is_less_than_the_point_says() {
+        let mut run = made_up::document();
+        let goodput = run.rows.iter().find(|row| row.metric == "goodput").unwrap().clone();
+        for (share, is_told) in [(0.985, false), (0.97, true)] {
+            let median = share * goodput.point.as_ref().unwrap().value;
+            let sent = Row { metric: SENT.name.into(), better: Better::Neither, median, ..goodput.clone() };
+            run.rows.push(sent);
+            let grids = of_bench(&run, "udp-overload");
+            let has = grids[0].header.iter().any(|name| name.starts_with("sent"));
+            assert_eq!(has, is_told, "{share}");
+            run.rows.pop();
+        }
+    }
+
+    #[test]
+    fn a_points_name_tells_its_rate_too() {
+        assert_eq!(kinds::offered(&Point::of("flows at 438 k packets/s", 10.0, "flows")), Some(438e3));
+        assert_eq!(kinds::offered(&Point::of("offered", 7.0, "packets/s")), Some(7.0));
+        assert_eq!(kinds::offered(&Point::of("spin-us", 50.0, "us")), None);
     }
 }

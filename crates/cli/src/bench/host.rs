@@ -1,7 +1,7 @@
 //! Where the figures come from.
 
 use serde::{Deserialize, Serialize};
-use std::{fs, process::Command, time::SystemTime};
+use std::{fs, time::SystemTime};
 
 /// The machine of a run.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -50,15 +50,8 @@ impl Host {
     }
 }
 
-/// Of the source that this was built from, as far as it still is where it was.
-pub(crate) fn commit() -> String {
-    let source = env!("CARGO_MANIFEST_DIR");
-    let output = Command::new("git").args(["-C", source, "describe", "--always", "--dirty"]).output();
-    match output {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().into(),
-        _ => "unknown".into(),
-    }
-}
+/// Of the source that this was built from.
+pub(crate) const COMMIT: &str = env!("HOIST_COMMIT");
 
 /// As it was typed, without the directory of the program.
 pub(crate) fn command() -> String {

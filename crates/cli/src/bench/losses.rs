@@ -1,12 +1,10 @@
-//! Where Hoist loses: every row in which it is worse than the kernel, as is or tuned.
+//! Where Hoist loses: every row in which it is worse than another side. The limit is no rival.
 
 use super::{
     document::{Document, Row},
     number,
     stats::{Verdict, verdict},
 };
-
-const RIVALS: [&str; 2] = ["kernel", "kernel-tuned"];
 
 /// A heading and a line for each; one sentence when there is none.
 pub(crate) fn of(document: &Document) -> Vec<String> {
@@ -20,11 +18,12 @@ pub(crate) fn of(document: &Document) -> Vec<String> {
 }
 
 fn lines(document: &Document, row: &Row) -> Vec<String> {
-    let rival = |side: &&str| {
-        let same = |other: &&Row| other.is_of(&row.bench, side, row.point.as_ref(), &row.metric);
-        document.rows.iter().find(same).filter(|rival| row.is_worse(rival))
+    let is_rival = |other: &&Row| {
+        !["hoist", "limit"].contains(&other.side.as_str())
+            && other.is_of(&row.bench, &other.side, row.point.as_ref(), &row.metric)
     };
-    RIVALS.iter().filter_map(rival).map(|rival| line(row, rival)).collect()
+    let better = document.rows.iter().filter(is_rival).filter(|rival| row.is_worse(rival));
+    better.map(|rival| line(row, rival)).collect()
 }
 
 fn line(row: &Row, rival: &Row) -> String {
@@ -41,4 +40,21 @@ fn line(row: &Row, rival: &Row) -> String {
     let (hoist, other) = (unit(row.median), unit(rival.median));
     let point = point.unwrap_or_default();
     format!("  {}{point}, {}: {hoist} against {other} of {}{doubt}", row.bench, row.metric, rival.side)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::made_up;
+
+    #[test]
+    fn a_peer_is_a_rival_and_the_limit_is_none() {
+        let mut run = made_up::document();
+        run.rows.retain(|row| row.bench == "udp-lossless");
+        assert_eq!(of(&run), ["hoist loses nowhere in this run"]);
+        run.rows.iter_mut().filter(|row| row.side == "limit").for_each(|row| row.side = "testpmd".into());
+        let lines = of(&run);
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].contains("of testpmd"), "{lines:?}");
+    }
 }

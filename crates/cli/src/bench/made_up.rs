@@ -32,8 +32,10 @@ fn document_of(rows: Rows) -> Document {
         command: "hoist bench udp-lossless udp-overload flows udp-rr".into(),
         commit: "abc1234".into(),
         host: Host { kernel, cpu, cpus: 2, virtualised, governor: None, unix_time, driver, mode },
-        settings: serde_json::json!({ "repeats": 5, "frame_len": 64 }),
-        rows: rows.into_vec(),
+        settings: serde_json::json!({
+            "repeats": 5, "frame_len": 64, "tolerated_loss": 0.001, "rcvbuf": null, "tuned_rcvbuf": 4 << 20, "tuned_batch": 32
+        }),
+        rows: rows.as_slice().to_vec(),
         disturbed: Disturbed { trials: 2, of: 400 },
         notes: vec!["udp-overload: the kernel's breaking point was found at 546000 packets/s".into()],
     }

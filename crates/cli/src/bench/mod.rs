@@ -1,6 +1,8 @@
 //! `hoist bench`: what Hoist gains, measured against the kernel on the same core of this machine.
 
+mod about;
 mod compare;
+mod date;
 mod document;
 mod draw;
 mod figure;
@@ -33,7 +35,9 @@ use anyhow::{Context, Result, bail};
 use compare::Comparison;
 use document::{Document, distinct};
 use kinds::Kind;
+use nix::unistd::{AccessFlags, access};
 use plan::Plan;
+use session::Interrupted;
 use side::Side;
 use stage::Stage;
 use std::{
@@ -88,8 +92,8 @@ struct How {
     /// At most 40 seconds a bench, shorter trials and fewer repeats: to look, not to quote.
     #[arg(long)]
     quick: bool,
-    /// Samples of each figure; 5 unless told.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Samples of each figure, 1 to 100; 5 unless told.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: Option<u16>,
     /// Only these sides.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SIDES", default_values = ["kernel", "kernel-tuned", "hoist", "limit"])]
@@ -97,27 +101,41 @@ struct How {
     /// One JSON object with every sample on standard output, and nothing else.
     #[arg(long)]
     json: bool,
-    /// Keep the run in a new directory: run.json, one SVG a bench, and a page (index.html).
+    /// Keep the run in a new directory: run.json (after each bench), one SVG a bench, and a page (index.html).
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Bytes of a frame.
-    #[arg(long, value_name = "BYTES")]
-    size: Option<usize>,
-    /// Flows in turn.
-    #[arg(long, value_name = "N")]
+    /// Bytes of a frame, 64 to 1514; udp-rr, tcp-rr, tcp-bulk and app have their own.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(64..=1514))]
+    size: Option<u16>,
+    /// Flows in turn, 1 to 16777216; flows, sockets, udp-rr, tcp-rr, tcp-bulk and app have their own.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     flows: Option<u64>,
-    /// SO_RCVBUF of kernel and hoist in bytes instead of the system's default.
-    #[arg(long, value_name = "BYTES")]
+    /// SO_RCVBUF of kernel and hoist in bytes instead of the system's default; not in udp-rr, tcp-rr and app.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     rcvbuf: Option<u32>,
-    /// What may be lost in a trial that counts as loss-free.
-    #[arg(long, value_name = "FRACTION")]
+    /// What may be lost in a trial that counts as loss-free: 0.001 is 0.1 %.
+    #[arg(long, value_name = "FRACTION", value_parser = fraction)]
     tolerated_loss: Option<f64>,
-    /// Offered rates of udp-overload in packets per second (k, M and G are understood).
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = crate::wire::rate)]
+    /// Offered rates of udp-overload, flows and sockets in packets per second (k, M and G are understood).
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = positive_rate)]
     rates: Option<Vec<f64>>,
     /// Also the receivers of benches/peers that are built, in udp-lossless and udp-overload.
     #[arg(long)]
     peers: bool,
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+        _ => Err(format!("{text:?} is no fraction: 0 or more and less than 1")),
+    }
+}
+
+fn positive_rate(text: &str) -> Result<f64, String> {
+    match crate::wire::rate(text)? {
+        rate if rate > 0.0 => Ok(rate),
+        _ => Err("a rate is more than 0".into()),
+    }
 }
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
@@ -141,6 +159,9 @@ fn compare(first: &Path, second: &Path, json: bool) -> Result<()> {
 fn report(run: &Path, directory: &Path) -> Result<()> {
     let document = Document::read(run)?;
     make(directory)?;
+    if !directory.join(page::RUN).exists() {
+        page::keep(&document, directory)?;
+    }
     page::write(&document, directory)
 }
 
@@ -154,37 +175,30 @@ fn run(how: &How, kinds: &[Kind]) -> Result<ExitCode> {
         return Ok(code);
     }
     how.save.as_deref().map_or(Ok(()), claim)?;
-    let document = measure(plan, kinds)?;
-    keep(&document, how)?;
+    let (document, is_whole) = measure(plan, kinds, how.save.as_deref())?;
     match how.json {
         true => println!("{}", serde_json::to_string_pretty(&document)?),
         false => println!("{}", table::of(&document)),
     }
-    Ok(ExitCode::SUCCESS)
+    how.save.as_deref().map_or(Ok(()), |directory| page::write(&document, directory))?;
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Before the run, so that no run is lost for want of a place, and none to another one.
 fn claim(directory: &Path) -> Result<()> {
     make(directory)?;
-    if directory.join(RUN).exists() {
+    if directory.join(page::RUN).exists() {
         bail!("{} holds a run already: name another directory", directory.display());
     }
-    page::store(&directory.join("index.html"), "the run goes on\n")
-}
-
-const RUN: &str = "run.json";
-
-fn keep(document: &Document, how: &How) -> Result<()> {
-    let Some(directory) = &how.save else { return Ok(()) };
-    page::store(&directory.join(RUN), &serde_json::to_string_pretty(document)?)?;
-    page::write(document, directory)
+    access(directory, AccessFlags::W_OK)
+        .with_context(|| format!("writing to {} (access)", directory.display()))
 }
 
 fn plan(how: &How) -> Result<Plan> {
     let mut plan = if how.quick { Plan::quick() } else { Plan::full() };
     plan.repeats = how.repeats.map_or(plan.repeats, Into::into);
     plan.sides = distinct(how.sides.iter().copied());
-    plan.frame_len = how.size.unwrap_or(plan.frame_len);
+    plan.frame_len = how.size.map_or(plan.frame_len, Into::into);
     plan.tolerated_loss = how.tolerated_loss.unwrap_or(plan.tolerated_loss);
     plan.rcvbuf = how.rcvbuf.or(plan.rcvbuf);
     plan.flows = how.flows.unwrap_or(plan.flows);
@@ -204,19 +218,39 @@ fn kinds(list: &[Kind]) -> Vec<Kind> {
     }
 }
 
-fn measure(plan: Plan, kinds: &[Kind]) -> Result<Document> {
+/// What was measured, and whether that is all that was asked for. What there is after each bench is kept at once.
+fn measure(plan: Plan, kinds: &[Kind], save: Option<&Path>) -> Result<(Document, bool)> {
     let _favoured = Favoured::session();
     hoist_wire::pin_thread(plan.wire_cpu)?;
     let mut stage = Stage::up(plan)?;
     stage.try_peers();
-    kinds.iter().try_for_each(|kind| stage.measure(*kind))?;
-    let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-    stage.end(names.join(" "))
+    let name = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(" ");
+    let mut is_whole = true;
+    for kind in kinds {
+        let failure = stage.measure(*kind).err();
+        failure.iter().for_each(|error| stage.fail(error));
+        save.map_or(Ok(()), |directory| page::keep(&stage.document(&name)?, directory))?;
+        is_whole &= failure.is_none();
+        if failure.is_some_and(|error| error.is::<Interrupted>()) {
+            break;
+        }
+    }
+    stage.hush();
+    Ok((stage.document(&name)?, is_whole))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fractions_are_finite_and_less_than_one() {
+        assert_eq!(fraction("0.005"), Ok(0.005));
+        assert_eq!(fraction("0"), Ok(0.0));
+        for bad in ["1", "-0.1", "nan", "inf", "", "1%"] {
+            assert!(fraction(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn all_stands_for_each_and_repeated_names_count_once() {

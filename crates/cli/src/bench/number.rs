@@ -4,7 +4,17 @@
 pub(crate) fn with_unit(value: f64, unit: &str) -> String {
     let (factor, prefix) = scale(value, unit);
     let gap = if prefix.is_empty() { "" } else { " " };
-    format!("{}{gap}{prefix} {unit}", short(value / factor))
+    let number = short(value / factor);
+    let unit = if number == "1" && prefix.is_empty() { one(unit) } else { unit };
+    format!("{number}{gap}{prefix} {unit}")
+}
+
+/// What is counted, when there is one.
+fn one(unit: &str) -> &str {
+    match unit {
+        "flows" | "sockets" | "connections" | "packets" | "requests" => &unit[..unit.len() - 1],
+        _ => unit,
+    }
 }
 
 /// The factor and its prefix that bring `value` near one. Times and shares have units of their own size.
@@ -48,6 +58,7 @@ mod tests {
         assert_eq!(with_unit(1.75e6, "packets/s"), "1.75 M packets/s");
         assert_eq!(with_unit(999_900.0, "packets/s"), "1 M packets/s");
         assert_eq!(with_unit(10.0, "flows"), "10 flows");
+        assert_eq!(with_unit(1.0, "flows"), "1 flow");
         assert_eq!(with_unit(1234.0, "ns/packet"), "1234 ns/packet");
         assert_eq!(with_unit(0.05, "%"), "0.05 %");
         assert_eq!(with_unit(0.0, "packets"), "0 packets");

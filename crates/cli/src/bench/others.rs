@@ -3,7 +3,30 @@
 //! A foreign task that runs for one slice (3 ms) keeps NAPI from emptying a ring of 256 entries, whatever its nice value, and
 //! the loss looks like the receiver's. So does what the machine below takes from the CPU (steal time). Such trials are taken again.
 
+use super::plan::Plan;
+use serde::Serialize;
 use std::{collections::HashMap, fs};
+
+/// What was taken from the host's CPU, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Taken {
+    /// By other processes.
+    pub(crate) foreign_ns: u64,
+    /// By the machine below, where it tells (in steps of 10 ms).
+    pub(crate) stolen_ns: u64,
+}
+
+impl Taken {
+    /// For longer than `plan` tolerates: what was measured meanwhile is disturbed.
+    pub(crate) fn is_too_much(&self, plan: &Plan) -> bool {
+        self.foreign_ns > plan.tolerated_foreign_ns || self.stolen_ns > plan.tolerated_stolen_ns
+    }
+}
+
+/// What one attempt gave, and what was taken from it meanwhile.
+pub(crate) trait Watched {
+    fn taken(&self) -> Taken;
+}
 
 /// The CPU time of every thread of every ordinary process, and whether it last ran on the CPU in question.
 pub(crate) struct Census {

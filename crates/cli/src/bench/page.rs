@@ -1,14 +1,24 @@
 //! A run as files: the JSON, one SVG a bench, and one page that needs nothing else.
 
 use super::{
+    about, date,
     document::Document,
     draw, figure,
     grid::{self, Grid},
     losses,
-    table::{READING, SIDES},
+    table::READING,
 };
 use anyhow::{Context, Result};
 use std::{fs, path::Path};
+
+pub(crate) const RUN: &str = "run.json";
+
+/// Stores the run itself: at no time is there a part of one.
+pub(crate) fn keep(document: &Document, directory: &Path) -> Result<()> {
+    let (path, new) = (directory.join(RUN), directory.join(".run.json.new"));
+    store(&new, &serde_json::to_string_pretty(document)?)?;
+    fs::rename(&new, &path).with_context(|| format!("renaming {} (rename)", new.display()))
+}
 
 /// Writes the pictures and the page into `directory`.
 pub(crate) fn write(document: &Document, directory: &Path) -> Result<()> {
@@ -19,7 +29,7 @@ pub(crate) fn write(document: &Document, directory: &Path) -> Result<()> {
     store(&directory.join("index.html"), &html(document, &figures))
 }
 
-pub(crate) fn store(path: &Path, text: &str) -> Result<()> {
+fn store(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -36,10 +46,9 @@ fn html(document: &Document, figures: &[(String, String)]) -> String {
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>hoist bench: {name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-         <h1>hoist bench: {name}</h1>\n{facts}<p>{sides}</p>\n<p>{READING}</p>\n{losses}{sections}{end}</body>\n</html>\n",
+         <h1>hoist bench: {name}</h1>\n{facts}<p>{READING}</p>\n{losses}{sections}{end}</body>\n</html>\n",
         name = escaped(&document.name),
         facts = facts(document),
-        sides = escaped(SIDES),
         losses = losses_of(document),
         end = end(document),
     )
@@ -57,7 +66,7 @@ fn facts(document: &Document) -> String {
         ("Command", format!("<code>{}</code>", escaped(&document.command))),
         ("Machine", escaped(&document.host.line())),
         ("Commit", escaped(&document.commit)),
-        ("Taken", format!("{} s after 1970-01-01 00:00 UTC", document.host.unix_time)),
+        ("Taken", date::of(document.host.unix_time)),
         ("Disturbed", format!("{} of {} trials", document.disturbed.trials, document.disturbed.of)),
     ];
     let cells = lines.map(|(name, value)| format!("<tr><th>{name}</th><td>{value}</td></tr>\n"));
@@ -77,7 +86,9 @@ fn section(document: &Document, bench: &str, figures: &[(String, String)]) -> St
     let grids = grid::of_bench(document, bench);
     let tables: String = grids.iter().map(table).collect();
     let title = grids.first().map_or(bench, |grid| &grid.title);
-    format!("<h2>{}</h2>\n<div class=\"wide\">{svg}</div>\n{tables}", escaped(title))
+    let sides: String =
+        about::sides(document, bench).iter().map(|side| format!("<li>{}</li>\n", escaped(side))).collect();
+    format!("<h2>{}</h2>\n<ul>\n{sides}</ul>\n<div class=\"wide\">{svg}</div>\n{tables}", escaped(title))
 }
 
 fn table(grid: &Grid) -> String {
@@ -122,6 +133,9 @@ mod tests {
         for text in [
             "Where Hoist loses",
             "abc1234",
+            "2026-11-22T19:28:28Z",
+            "at most 0.1 % lost",
+            "recvmmsg(2) of 32",
             "hoist bench udp-lossless",
             "breaking point",
             "native, copy",

@@ -15,6 +15,21 @@ pub(crate) struct Peer {
     pub(crate) path: &'static str,
 }
 
+impl Peer {
+    /// What it is asked for beyond what every peer is: each at its best.
+    pub(crate) fn options(self) -> &'static [&'static str] {
+        match self.name {
+            "io-uring" => &["--rcvbuf", "4194304"],
+            _ => &[],
+        }
+    }
+
+    /// It never sleeps, so NAPI beside it needs precedence.
+    pub(crate) fn favours_napi(self) -> bool {
+        self.name == "testpmd"
+    }
+}
+
 impl Serialize for Peer {
     /// A kept run names it, and not where it was.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -26,11 +41,22 @@ impl Serialize for Peer {
 pub(crate) fn find() -> Result<Vec<Peer>> {
     let own = std::env::current_exe().context("finding this program (/proc/self/exe)")?;
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benches/peers/target/release");
-    let found: Vec<_> = [own.parent().unwrap_or(&own), &built].into_iter().flat_map(peers_in).collect();
+    let found = found_in(&[own.parent().unwrap_or(&own), &built]);
     match found.is_empty() {
         true => bail!("--peers: none is built: `cargo build --release` in benches/peers makes them"),
         false => Ok(found),
     }
+}
+
+/// Each once: the first directory that has it counts.
+fn found_in(directories: &[&Path]) -> Vec<Peer> {
+    let all = directories.iter().flat_map(|directory| peers_in(directory));
+    all.fold(Vec::new(), |mut found: Vec<Peer>, peer| {
+        if found.iter().all(|other| other.name != peer.name) {
+            found.push(peer);
+        }
+        found
+    })
 }
 
 /// In the order of their names. `peer-bench` is no receiver but runs them.
@@ -59,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_are_programs_of_that_name() {
+    fn peers_are_programs_of_that_name_and_each_counts_once() {
         let directory = std::env::temp_dir().join(format!("hoist-peers-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         for (name, mode) in [
@@ -72,7 +98,7 @@ mod tests {
             fs::write(directory.join(name), "").unwrap();
             fs::set_permissions(directory.join(name), fs::Permissions::from_mode(mode)).unwrap();
         }
-        let names: Vec<_> = peers_in(&directory).iter().map(|peer| peer.name).collect();
+        let names: Vec<_> = found_in(&[&directory, &directory]).iter().map(|peer| peer.name).collect();
         fs::remove_dir_all(&directory).unwrap();
         assert_eq!(names, ["a", "b"]);
     }

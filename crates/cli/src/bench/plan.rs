@@ -72,7 +72,7 @@ impl Plan {
             repeats: 5,
             bench_ms: None,
             trial_ms: 1000,
-            search_ms: 500,
+            search_ms: 400,
             frame_len: 64,
             flows: 1,
             checksum: true,
@@ -88,7 +88,7 @@ impl Plan {
             tolerated_foreign_ns: 500_000,
             tolerated_stolen_ns: 0,
             attempts: 5,
-            retakes_ms: 180_000,
+            retakes_ms: 60_000,
             wire_cpu: 0,
             host_cpu: 1,
             status: None,
@@ -105,6 +105,7 @@ impl Plan {
             attempts: 3,
             retakes_ms: 5_000,
             resolution: 0.06,
+            doubts: 2,
             ..Self::full()
         }
     }

@@ -6,6 +6,7 @@ use hoist_wire::{End, in_own_session};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
+    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 use serde::de::DeserializeOwned;
@@ -67,6 +68,20 @@ impl Program {
         times.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum()
     }
 
+    /// CPU time of it and, under `hoist run`, of its child, threads that have ended included, in nanoseconds.
+    pub(crate) fn processes_ns(&self) -> Result<u64> {
+        let own = std::process::id() as i32;
+        self.processes().into_iter().filter(|id| *id != own).map(process_ns).sum()
+    }
+
+    /// An error if it has ended.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        match self.child.try_wait().context("asking for a program (waitpid)")? {
+            Some(status) => bail!("{} ended while it was asked ({status}): {}", self.name, self.complaint()),
+            None => Ok(()),
+        }
+    }
+
     /// Waits for its line of JSON and for its end.
     pub(crate) fn report<R: DeserializeOwned>(mut self) -> Result<R> {
         let line = self.line()?;
@@ -113,6 +128,12 @@ impl Drop for Program {
     }
 }
 
+pub(crate) fn process_ns(id: i32) -> Result<u64> {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(id));
+    let time = clock.and_then(clock_gettime).context("reading a program's CPU time (clock_gettime)")?;
+    Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
 fn memfd() -> Result<File> {
     let fd = nix::sys::memfd::memfd_create("stderr", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
     Ok(fd.context("making a file in memory (memfd_create)")?.into())
@@ -125,4 +146,18 @@ pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
         bail!("{} is missing: `cargo build --release -p hoist-wire` makes it", path.display());
     }
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_computes_uses_cpu_time() {
+        let own = std::process::id() as i32;
+        let before = process_ns(own).unwrap();
+        let start = std::time::Instant::now();
+        while start.elapsed().as_millis() < 20 {}
+        assert!(process_ns(own).unwrap() > before);
+    }
 }

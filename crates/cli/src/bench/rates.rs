@@ -15,13 +15,27 @@ pub(crate) fn below_and_above(breaking_pps: f64) -> [f64; 2] {
     [at(below), at((below + 2).max(0))]
 }
 
+/// From half of where a DNS server breaks to twice it.
+pub(crate) fn of_queries(breaking: f64, quick: bool) -> Vec<f64> {
+    let steps = STEPS.filter(|step| !quick || step % 2 == 0).map(|step| on_grid(QUERIES, step));
+    steps.filter(|rate| (0.5 * breaking..=2.0 * breaking * 1.01).contains(rate)).collect()
+}
+
 /// The rate at which SPEC.md quotes goodput.
 const QUOTED_PPS: f64 = 1.75e6;
 /// Half octaves from there.
 const STEPS: std::ops::RangeInclusive<i32> = -16..=4;
 
+/// One step of the grid of queries per second.
+const QUERIES: f64 = 400e3;
+
 fn at(step: i32) -> f64 {
-    let rate = QUOTED_PPS * 2f64.powf(f64::from(step) / 2.0);
+    on_grid(QUOTED_PPS, step)
+}
+
+/// Three significant digits.
+fn on_grid(base: f64, step: i32) -> f64 {
+    let rate = base * 2f64.powf(f64::from(step) / 2.0);
     let digits = 10f64.powf(rate.log10().floor() - 2.0);
     (rate / digits).round() * digits
 }
@@ -48,6 +62,16 @@ mod tests {
         assert_eq!(around(0.55e6, false), around(0.6e6, false));
         assert_eq!(around(0.55e6, true), [219e3, 438e3, 875e3, 1.75e6]);
         assert_eq!(below_and_above(0.55e6), below_and_above(0.6e6));
+    }
+
+    #[test]
+    fn servers_that_break_at_nearly_the_same_rate_are_asked_at_the_same_rates() {
+        assert_eq!(of_queries(145e3, false), [100e3, 141e3, 200e3, 283e3]);
+        assert_eq!(of_queries(160e3, false), [100e3, 141e3, 200e3, 283e3]);
+        for breaking in [21e3, 100e3, 150e3, 700e3] {
+            assert!(of_queries(breaking, true).len() >= 2, "{breaking}");
+            assert!(of_queries(breaking, false).len() >= 4, "{breaking}");
+        }
     }
 
     #[test]

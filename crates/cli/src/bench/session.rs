@@ -1,6 +1,6 @@
 //! A session of its own, precedence in it, and signals by descriptor.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hoist_wire::{Precedence, in_own_session};
 use nix::{
     sys::{
@@ -10,6 +10,7 @@ use nix::{
     unistd::{Pid, getpid, getsid},
 };
 use std::{
+    fmt,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::process::ExitStatusExt,
@@ -87,13 +88,26 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, flags).context("making a signalfd")?))
     }
 
+    /// [`Interrupted`] once a signal has come.
     pub(crate) fn check(&self) -> Result<()> {
         match self.0.read_signal().context("reading the signalfd")? {
-            Some(_) => bail!("interrupted"),
+            Some(_) => Err(Interrupted.into()),
             None => Ok(()),
         }
     }
 }
+
+/// The user ended the run.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        text.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {

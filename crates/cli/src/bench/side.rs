@@ -67,6 +67,9 @@ impl Side {
         if self == Self::KernelTuned {
             sink.extend(["--batch".into(), plan.tuned_batch.to_string()]);
         }
+        if let Self::Peer(peer) = self {
+            sink.extend(peer.options().iter().map(|word| (*word).to_owned()));
+        }
         sink.extend(["--seconds", "20"].map(String::from));
         self.wrap(plan, sink)
     }
@@ -80,9 +83,17 @@ impl Side {
         }
     }
 
-    /// Of NAPI and program alike.
+    /// Of the program.
     pub(crate) fn precedence(self) -> Precedence {
         if self == Self::KernelTuned { Precedence::Favoured } else { Precedence::AsIs }
+    }
+
+    /// Of the NAPI thread.
+    pub(crate) fn napi_precedence(self) -> Precedence {
+        match self {
+            Self::Peer(peer) if peer.favours_napi() => Precedence::Favoured,
+            _ => self.precedence(),
+        }
     }
 }
 
@@ -97,7 +108,8 @@ mod tests {
     #[test]
     fn only_kernel_tuned_is_tuned() {
         let plan = Plan::full();
-        let tuned = |side: &Side| side.rcvbuf(&plan).is_some() || side.precedence() == Precedence::Favoured;
+        let tuned =
+            |side: &Side| side.rcvbuf(&plan).is_some() || side.napi_precedence() == Precedence::Favoured;
         let found: Vec<_> = Side::ALL.into_iter().filter(tuned).collect();
         assert_eq!(found, [Side::KernelTuned]);
     }

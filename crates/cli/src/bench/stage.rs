@@ -5,10 +5,11 @@ use super::{
     host::{self, Host},
     kinds::Kind,
     number,
+    others::Watched,
     pace::Pace,
     plan::Plan,
     program::Program,
-    search,
+    search::{self, Guess},
     session::Signals,
     side::Side,
     status::StatusFile,
@@ -27,7 +28,7 @@ pub(crate) struct Stage {
     pub(crate) plan: Plan,
     pub(crate) signals: Signals,
     retakes: Retakes,
-    kind: &'static str,
+    kind: Kind,
     began: Instant,
     pace: Pace,
     rows: Rows,
@@ -36,8 +37,7 @@ pub(crate) struct Stage {
     /// Where the kernel breaks, once it has been looked for.
     breaking_pps: Option<f64>,
     status: StatusFile,
-    /// How Hoist was attached.
-    mode: Option<String>,
+    host: Host,
 }
 
 impl Stage {
@@ -48,22 +48,22 @@ impl Stage {
             testbed: Testbed::builder().up()?,
             retakes: Retakes::of(&plan),
             pace: Pace::new(plan.repeats, plan.bench_time()),
+            host: Host::here(plan.host_cpu),
             plan,
             signals,
-            kind: "",
+            kind: Kind::All,
             began: Instant::now(),
             rows: Rows::default(),
             disturbed: Disturbed::default(),
             notes: Vec::new(),
             breaking_pps: None,
             status,
-            mode: None,
         })
     }
 
     /// Runs one bench: rounds until there are enough or the next would not fit.
     pub(crate) fn measure(&mut self, kind: Kind) -> Result<()> {
-        self.kind = kind.name();
+        self.kind = kind;
         self.began = Instant::now();
         self.retakes = Retakes::of(&self.plan);
         self.pace = Pace::new(self.plan.repeats, self.plan.bench_time());
@@ -72,6 +72,13 @@ impl Stage {
             bench.round(self)?;
         }
         Ok(())
+    }
+
+    /// Says of the bench that goes on that it ended too early: what was measured until then is kept.
+    pub(crate) fn fail(&mut self, error: &anyhow::Error) {
+        self.hush();
+        eprintln!("hoist: {}: {error:#}", self.kind.name());
+        self.note(format!("ended too early, what there is of it is shown: {error:#}"));
     }
 
     /// The sides of the run that this bench has, in the order in which they take turns.
@@ -100,18 +107,12 @@ impl Stage {
 
     /// Keeps one sample.
     pub(crate) fn record(&mut self, side: &str, point: Option<&Point>, metric: Metric, sample: f64) {
-        self.rows.add(self.kind, side, point.cloned(), metric, sample);
-    }
-
-    /// Counts one trial, for the share of disturbed ones.
-    pub(crate) fn count_trial(&mut self, is_disturbed: bool) {
-        self.disturbed.of += 1;
-        self.disturbed.trials += usize::from(is_disturbed);
+        self.rows.add(self.kind.name(), side, point.cloned(), metric, sample);
     }
 
     /// Keeps a sentence that readers of the figures need; the same one only once.
     pub(crate) fn note(&mut self, text: String) {
-        let text = format!("{}: {text}", self.kind);
+        let text = format!("{}: {text}", self.kind.name());
         if !self.notes.contains(&text) {
             self.notes.push(text);
         }
@@ -133,52 +134,76 @@ impl Stage {
         let point =
             point.map(|point| format!("  {} {}", point.name, number::with_unit(point.value, &point.unit)));
         let left = self.pace.left(self.began.elapsed()).map(|left| format!("  {} s left", left.as_secs()));
-        format!("{}  {side}  {round}{}{}", self.kind, point.unwrap_or_default(), left.unwrap_or_default())
+        format!(
+            "{}  {side}  {round}{}{}",
+            self.kind.name(),
+            point.unwrap_or_default(),
+            left.unwrap_or_default()
+        )
     }
 
     /// A UDP trial of one side; taken again when somebody disturbed it.
     pub(crate) fn trial(&mut self, side: Side, load: &Load) -> Result<Trial> {
-        let plan = self.plan.clone();
-        let attempt = |testbed: &Testbed, plan: &Plan| trial::attempt(testbed, plan, side, load);
-        let trial = self.retaken(|trial: &Trial| trial.is_disturbed(&plan), attempt)?;
-        if trial.wire_fell_short() && self.pace.round() > 0 {
+        self.trial_beside(side, load, None)
+    }
+
+    /// The same, while another program runs that belongs to what is measured.
+    pub(crate) fn trial_beside(
+        &mut self,
+        side: Side,
+        load: &Load,
+        beside: Option<&Program>,
+    ) -> Result<Trial> {
+        let trial = self.retaken(side, |testbed, plan| trial::attempt(testbed, plan, side, load, beside))?;
+        if trial.is_short() && self.pace.round() > 0 {
             self.note(
-                "the wire sent less than it was asked for in some trials: compare loss there, not goodput"
+                "the wire sent less than 98 % of what it was asked for in some trials: the column `sent` says what; \
+                 compare loss there, not goodput"
                     .into(),
             );
         }
+        if trial.uncalled > 0 {
+            self.note(format!("{} counts every frame: what was beyond those sent is left out", side.name()));
+        }
+        Ok(trial)
+    }
+
+    /// What `attempt` gives, taken again when somebody disturbed it, and judged: every bench measures by it.
+    pub(crate) fn retaken<T: Watched>(
+        &mut self,
+        side: Side,
+        mut attempt: impl FnMut(&Testbed, &Plan) -> Result<T>,
+    ) -> Result<T> {
+        let Self { testbed, plan, signals, status, .. } = self;
+        let result = self.retakes.take(plan, || {
+            signals.check()?;
+            status.clear()?;
+            attempt(testbed, plan)
+        })?;
+        self.count_trial(result.taken().is_too_much(&self.plan));
         if side == Side::Hoist {
             self.judge_lifting()?;
         }
-        Ok(trial)
+        Ok(result)
+    }
+
+    /// Counts one trial, for the share of disturbed ones.
+    fn count_trial(&mut self, is_disturbed: bool) {
+        self.disturbed.of += 1;
+        self.disturbed.trials += usize::from(is_disturbed);
     }
 
     /// Readers must know when what `hoist run` says of a trial is not what the side's name promises.
     fn judge_lifting(&mut self) -> Result<()> {
         let lifted = self.status.read()?;
-        if lifted.percent < 99.0 {
+        if lifted.percent < 99.0 && self.kind.is_lifted() {
             self.note("less than 99 % of a trial of hoist was lifted".into());
         }
         if lifted.leaked_frames != 0 {
             self.note(format!("hoist run lost track of {} frames", lifted.leaked_frames));
         }
-        self.mode = lifted.mode.or(self.mode.take());
+        self.host.mode = lifted.mode.or(self.host.mode.take());
         Ok(())
-    }
-
-    /// Takes again what somebody disturbed.
-    pub(crate) fn retaken<T>(
-        &mut self,
-        is_disturbed: impl Fn(&T) -> bool,
-        mut attempt: impl FnMut(&Testbed, &Plan) -> Result<T>,
-    ) -> Result<T> {
-        let (testbed, plan, signals) = (&self.testbed, &self.plan, &self.signals);
-        let taken = self.retakes.take(plan.attempts, &is_disturbed, || {
-            signals.check()?;
-            attempt(testbed, plan)
-        })?;
-        self.count_trial(is_disturbed(&taken));
-        Ok(taken)
     }
 
     /// The highest rate that the kernel takes without loss, looked for once in a run.
@@ -186,31 +211,45 @@ impl Stage {
         match self.breaking_pps {
             Some(pps) => Ok(pps),
             None => {
-                let pps = search::run(self, Side::Kernel, Some(KERNEL_GUESS_PPS))?.pps;
+                let pps = search::run(self, Side::Kernel, KERNEL_GUESS)?.pps;
                 self.note(format!("the kernel breaks at {}", number::with_unit(pps, "packets/s")));
                 Ok(*self.breaking_pps.insert(pps))
             }
         }
     }
 
-    /// Everything that was found, and removes the testbed.
-    pub(crate) fn end(self, name: String) -> Result<Document> {
+    /// A bench has found it: no need to look for it again.
+    pub(crate) fn learn_breaking(&mut self, pps: f64) {
+        self.breaking_pps = Some(pps).filter(|pps| *pps > 0.0);
+    }
+
+    /// The round of the bench that goes on, from 1; 0 while it prepares.
+    pub(crate) fn round(&self) -> usize {
+        self.pace.round()
+    }
+
+    /// Everything that was found so far.
+    pub(crate) fn document(&self, name: &str) -> Result<Document> {
+        Ok(Document {
+            schema: SCHEMA,
+            name: name.into(),
+            command: host::command(),
+            commit: host::COMMIT.into(),
+            host: self.host.clone(),
+            settings: serde_json::to_value(&self.plan)?,
+            rows: self.rows.as_slice().to_vec(),
+            disturbed: self.disturbed,
+            notes: self.notes.clone(),
+        })
+    }
+
+    /// Removes the line of progress.
+    pub(crate) fn hush(&self) {
         if std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
-        Ok(Document {
-            schema: SCHEMA,
-            name,
-            command: host::command(),
-            commit: host::commit(),
-            host: Host { mode: self.mode, ..Host::here(self.plan.host_cpu) },
-            settings: serde_json::to_value(&self.plan)?,
-            rows: self.rows.into_vec(),
-            disturbed: self.disturbed,
-            notes: self.notes,
-        })
     }
 }
 
 /// Where the search for the kernel's breaking point begins.
-const KERNEL_GUESS_PPS: f64 = 0.6e6;
+const KERNEL_GUESS: Guess = Guess::rough(0.6e6);

@@ -28,20 +28,20 @@ pub(crate) enum Verdict {
     Differ,
     /// They may be the same.
     Noise,
-    /// Fewer than three samples in one of them tell nothing.
+    /// Fewer than four samples in one of them tell nothing.
     TooFew,
 }
 
 /// The rule of every comparison, in words.
 pub(crate) const RULE: &str = "two rows differ when a two-sided Mann-Whitney test gives p < 0.05 (5 samples or more each) \
-                               or when their ranges do not overlap (3 or 4 samples); fewer samples tell nothing";
+                               or when their ranges do not overlap (4 samples: p = 0.03); fewer samples tell nothing";
 
 /// By [`RULE`].
 pub(crate) fn verdict(a: &[f64], b: &[f64]) -> Verdict {
     match a.len().min(b.len()) {
-        0..3 => Verdict::TooFew,
-        3..5 if overlap(a, b) => Verdict::Noise,
-        3..5 => Verdict::Differ,
+        0..4 => Verdict::TooFew,
+        4 if overlap(a, b) => Verdict::Noise,
+        4 => Verdict::Differ,
         _ if mann_whitney(a, b) < 0.05 => Verdict::Differ,
         _ => Verdict::Noise,
     }
@@ -124,13 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn three_or_four_samples_differ_only_with_ranges_apart() {
-        assert_eq!(verdict(&[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0, 7.0]), Verdict::Differ);
-        assert_eq!(verdict(&[1.0, 2.0, 4.0], &[4.0, 5.0, 6.0]), Verdict::Noise);
+    fn four_samples_differ_only_with_ranges_apart() {
+        assert_eq!(verdict(&[1.0, 2.0, 3.0, 3.5], &[4.0, 5.0, 6.0, 7.0]), Verdict::Differ);
+        assert_eq!(verdict(&[1.0, 2.0, 3.0, 4.0], &[4.0, 5.0, 6.0, 7.0, 8.0]), Verdict::Noise);
     }
 
     #[test]
-    fn one_or_two_samples_tell_nothing() {
+    fn one_to_three_samples_tell_nothing() {
+        assert_eq!(verdict(&[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0]), Verdict::TooFew);
         assert_eq!(verdict(&[1.0], &[100.0]), Verdict::TooFew);
         assert_eq!(verdict(&[1.0, 1.0, 1.0, 1.0, 1.0], &[9.0, 9.0]), Verdict::TooFew);
         assert_eq!(verdict(&[], &[]), Verdict::TooFew);

@@ -34,6 +34,11 @@ impl StatusFile {
         Ok(Self { path, _memory: memory })
     }
 
+    /// Before a trial, so that none is judged by what was said of another.
+    pub(crate) fn clear(&self) -> Result<()> {
+        fs::write(&self.path, "").context("clearing what hoist run said of the last trial")
+    }
+
     /// What the last `hoist run` wrote.
     pub(crate) fn read(&self) -> Result<Lifted> {
         let text = fs::read_to_string(&self.path).context("reading what hoist run says of a trial")?;

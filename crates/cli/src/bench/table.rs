@@ -16,13 +16,9 @@ pub(crate) fn of(document: &Document) -> String {
 }
 
 fn head(document: &Document) -> String {
-    format!("{}\ncommit {}\n{SIDES}\n{READING}", document.host.line(), document.commit)
+    format!("{}\ncommit {}\n{READING}", document.host.line(), document.commit)
 }
 
-/// What the sides are.
-pub(crate) const SIDES: &str = "kernel and hoist run the program as is: nice 0, default SO_RCVBUF. kernel-tuned is the best \
-                                that was found\nfor the kernel: recvmmsg(2), 4 MiB of SO_RCVBUF, program and NAPI at nice -20. limit \
-                                is a raw AF_XDP sink.";
 /// How to read the figures.
 pub(crate) const READING: &str =
     "Figures: median (least to most) of n samples; x is the ratio to the kernel's median.";
@@ -41,8 +37,14 @@ fn end(document: &Document) -> Option<String> {
 
 fn show(grid: &Grid) -> String {
     let all: Vec<_> = std::iter::once(&grid.header).chain(&grid.lines).cloned().collect();
-    let remarks = grid.remarks.iter().map(|remark| format!("  {remark}"));
-    std::iter::once(grid.title.clone()).chain(columns(&all)).chain(remarks).collect::<Vec<_>>().join("\n")
+    let indented = |line: &String| format!("  {line}");
+    let (sides, remarks) = (grid.sides.iter().map(indented), grid.remarks.iter().map(indented));
+    std::iter::once(grid.title.clone())
+        .chain(sides)
+        .chain(columns(&all))
+        .chain(remarks)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Columns of the widths that they need.

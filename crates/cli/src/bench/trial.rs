@@ -1,8 +1,7 @@
 //! One trial: the wire sends to one side at one rate, and what became of it is counted on both ends.
 
 use super::{
-    Signals,
-    others::{Census, Stolen},
+    others::{Census, Stolen, Taken, Watched},
     plan::Plan,
     program::Program,
     side::Side,
@@ -11,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use hoist_wire::{Generator, Limit, Napi, Pattern, Spec, Testbed, prefer_thread};
 use serde::{Deserialize, Serialize};
 use std::{
-    cell::Cell,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -27,7 +25,9 @@ pub(crate) struct Trial {
     pub(crate) sent: u64,
     /// Datagrams that the program received.
     pub(crate) received: u64,
-    /// Of these, out of their flow's order.
+    /// Datagrams that a peer counted beyond what the wire sent: they do not count.
+    pub(crate) uncalled: u64,
+    /// Of those received, out of their flow's order.
     pub(crate) reordered: u64,
     /// Datagrams per second that the program received.
     pub(crate) goodput_pps: f64,
@@ -37,10 +37,15 @@ pub(crate) struct Trial {
     pub(crate) napi_ns: u64,
     /// CPU time of `hoist run` beside its program.
     pub(crate) broker_ns: u64,
-    /// CPU time that other processes took from the host's CPU meanwhile.
-    pub(crate) foreign_ns: u64,
-    /// Time that the machine below took from the host's CPU meanwhile, where it tells (in steps of 10 ms).
-    pub(crate) stolen_ns: u64,
+    /// Of the host's CPU meanwhile.
+    #[serde(flatten)]
+    pub(crate) taken: Taken,
+}
+
+impl Watched for Trial {
+    fn taken(&self) -> Taken {
+        self.taken
+    }
 }
 
 impl Trial {
@@ -53,9 +58,14 @@ impl Trial {
         self.sent > 0 && self.loss() <= tolerated
     }
 
-    /// The wire could not send what it was asked for.
+    /// The wire could not send what it was asked for: so much less that a search ends there.
     pub(crate) fn wire_fell_short(&self) -> bool {
         self.sent_pps < self.asked_pps * 0.93
+    }
+
+    /// The wire sent so much less than it was asked for that readers must know.
+    pub(crate) fn is_short(&self) -> bool {
+        self.sent_pps < self.asked_pps * AS_ASKED
     }
 
     /// CPU time of everything that receives, for a datagram received.
@@ -66,12 +76,10 @@ impl Trial {
     pub(crate) fn per_packet(&self, ns: u64) -> f64 {
         ns as f64 / self.received.max(1) as f64
     }
-
-    /// Others used the host's CPU for longer than `plan` tolerates.
-    pub(crate) fn is_disturbed(&self, plan: &Plan) -> bool {
-        self.foreign_ns > plan.tolerated_foreign_ns || self.stolen_ns > plan.tolerated_stolen_ns
-    }
 }
+
+/// What the wire sends is what it was asked for when it differs by no more.
+pub(crate) const AS_ASKED: f64 = 0.98;
 
 /// What the wire sends in a trial.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +88,7 @@ pub(crate) struct Load {
     pub(crate) pps: f64,
     /// Flows in turn.
     pub(crate) flows: u64,
-    /// To so many sockets of one program in turn, in place of flows to one.
+    /// To so many sockets of one program in turn, which it reads by epoll, in place of flows to one.
     pub(crate) sockets: Option<u32>,
     /// For so long.
     pub(crate) time: Duration,
@@ -109,7 +117,9 @@ impl Load {
 
     fn command(&self, side: Side, plan: &Plan) -> Result<Vec<String>> {
         let mut command = side.sink(plan, PORT)?;
-        command.extend(self.sockets.iter().flat_map(|sockets| ["--sockets".into(), sockets.to_string()]));
+        if let Some(sockets) = self.sockets {
+            command.extend(["--epoll".into(), "--sockets".into(), sockets.to_string()]);
+        }
         Ok(command)
     }
 }
@@ -119,50 +129,30 @@ pub(crate) const PORT: u16 = 9000;
 
 /// Takes disturbed trials again, for as long as there is time for it.
 pub(crate) struct Retakes {
-    left: Cell<Duration>,
+    left: Duration,
 }
 
 impl Retakes {
     pub(crate) fn of(plan: &Plan) -> Self {
-        Self { left: Cell::new(Duration::from_millis(plan.retakes_ms)) }
+        Self { left: Duration::from_millis(plan.retakes_ms) }
     }
 
-    /// A trial that nobody disturbed, or the last of several.
-    pub(crate) fn trial(
-        &self,
-        stage: (&Testbed, &Signals),
+    /// What `attempt` gives, again while it is disturbed and `plan` allows it; the last one in any case.
+    pub(crate) fn take<T: Watched>(
+        &mut self,
         plan: &Plan,
-        side: Side,
-        load: &Load,
-    ) -> Result<Trial> {
-        let (testbed, signals) = stage;
-        self.take(
-            plan.attempts,
-            |trial: &Trial| trial.is_disturbed(plan),
-            || {
-                signals.check()?;
-                attempt(testbed, plan, side, load)
-            },
-        )
-    }
-
-    /// What `attempt` gives, again while it `is_disturbed`: at most `attempts` times.
-    pub(crate) fn take<T>(
-        &self,
-        attempts: usize,
-        is_disturbed: impl Fn(&T) -> bool,
         mut attempt: impl FnMut() -> Result<T>,
     ) -> Result<T> {
-        let mut taken = attempt()?;
-        for _ in 1..attempts {
-            if !is_disturbed(&taken) || self.left.get().is_zero() {
+        let mut result = attempt()?;
+        for _ in 1..plan.attempts {
+            if !result.taken().is_too_much(plan) || self.left.is_zero() {
                 break;
             }
             let start = Instant::now();
-            taken = attempt()?;
-            self.left.set(self.left.get().saturating_sub(start.elapsed()));
+            result = attempt()?;
+            self.left = self.left.saturating_sub(start.elapsed());
         }
-        Ok(taken)
+        Ok(result)
     }
 }
 
@@ -175,32 +165,52 @@ struct Report {
     cpu_ns: u64,
 }
 
-/// Sends to `side` and reports what became of it.
-pub(crate) fn attempt(testbed: &Testbed, plan: &Plan, side: Side, load: &Load) -> Result<Trial> {
+/// Sends to `side` and reports what became of it. What runs `beside` it is part of the host's cost.
+pub(crate) fn attempt(
+    testbed: &Testbed,
+    plan: &Plan,
+    side: Side,
+    load: &Load,
+    beside: Option<&Program>,
+) -> Result<Trial> {
     let program = Program::ready(testbed.host(), plan.host_cpu, side, &load.command(side, plan)?)?;
     let napis = favoured_napis(testbed, plan, side)?;
-    let before = (cpu_ns(&napis)?, program.cpu_ns());
-    let watch = Watch::start(plan.host_cpu, &program);
+    let broker = || broker_ns(side, &program, beside);
+    let before = (cpu_ns(&napis)?, broker()?);
+    let ours = beside.into_iter().chain([&program]);
+    let watch = Watch::start(plan.host_cpu, ours);
     let sent = Generator::start(testbed, &load.spec(testbed, plan))?.wait()?;
-    let (foreign_ns, stolen_ns) = watch.end();
-    let broker_ns = if side == Side::Hoist { program.cpu_ns().saturating_sub(before.1) } else { 0 };
+    let taken = watch.end();
+    let broker_ns = broker()?.saturating_sub(before.1);
     let report: Report = program.report().with_context(|| format!("side {}", side.name()))?;
-    if report.packets > sent.packets {
-        bail!("side {}: {} datagrams received of {} sent", side.name(), report.packets, sent.packets);
-    }
+    let received = counted(side, report.packets, sent.packets)?;
     Ok(Trial {
         asked_pps: load.pps,
         sent_pps: sent.rate(),
         sent: sent.packets,
-        received: report.packets,
+        received,
+        uncalled: report.packets - received,
         reordered: report.reordered,
-        goodput_pps: report.packets as f64 / sent.seconds.max(report.seconds).max(1e-9),
+        goodput_pps: received as f64 / sent.seconds.max(report.seconds).max(1e-9),
         program_ns: report.cpu_ns,
         napi_ns: cpu_ns(&napis)?.saturating_sub(before.0),
         broker_ns,
-        foreign_ns,
-        stolen_ns,
+        taken,
     })
+}
+
+/// CPU time of `hoist run`; with a program beside, of both of them.
+fn broker_ns(side: Side, program: &Program, beside: Option<&Program>) -> Result<u64> {
+    let own = if side == Side::Hoist { program.cpu_ns() } else { 0 };
+    Ok(own + beside.map_or(Ok(0), Program::processes_ns)?)
+}
+
+/// Peers may count every frame of their queue, and so more than was sent to them. Nobody else may.
+fn counted(side: Side, received: u64, sent: u64) -> Result<u64> {
+    if received > sent && !matches!(side, Side::Peer(_)) {
+        bail!("side {}: {received} datagrams received of {sent} sent", side.name());
+    }
+    Ok(received.min(sent))
 }
 
 /// The NAPI threads of `vb` on the host's CPU, with the precedence of `side`.
@@ -209,7 +219,7 @@ pub(crate) fn attempt(testbed: &Testbed, plan: &Plan, side: Side, load: &Load) -
 pub(crate) fn favoured_napis(testbed: &Testbed, plan: &Plan, side: Side) -> Result<Vec<Napi>> {
     let napis = testbed.threaded_napi(plan.host_cpu)?;
     let mut threads = napis.iter().filter_map(|napi| napi.thread);
-    threads.try_for_each(|thread| prefer_thread(thread, side.precedence()))?;
+    threads.try_for_each(|thread| prefer_thread(thread, side.napi_precedence()))?;
     Ok(napis)
 }
 
@@ -227,14 +237,15 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn start(cpu: usize, program: &Program) -> Self {
-        Self { cpu, ours: program.processes(), census: Census::take(cpu), stolen: Stolen::read(cpu) }
+    /// `ours` are no others.
+    pub(crate) fn start<'a>(cpu: usize, ours: impl IntoIterator<Item = &'a Program>) -> Self {
+        let ours = ours.into_iter().flat_map(Program::processes).collect();
+        Self { cpu, ours, census: Census::take(cpu), stolen: Stolen::read(cpu) }
     }
 
-    /// What other processes used, and what the machine below took, in nanoseconds.
-    pub(crate) fn end(self) -> (u64, u64) {
+    pub(crate) fn end(self) -> Taken {
         let stolen_ns = Stolen::read(self.cpu).since(&self.stolen);
-        (Census::take(self.cpu).foreign_since(&self.census, &self.ours), stolen_ns)
+        Taken { foreign_ns: Census::take(self.cpu).foreign_since(&self.census, &self.ours), stolen_ns }
     }
 }
 
@@ -243,18 +254,19 @@ mod tests {
     use super::*;
 
     fn disturbed(foreign_ns: u64) -> Trial {
-        Trial { sent: 1000, received: 900, foreign_ns, ..Trial::default() }
+        let taken = Taken { foreign_ns, stolen_ns: 0 };
+        Trial { sent: 1000, received: 900, taken, ..Trial::default() }
     }
 
     fn take(plan: &Plan, attempt: impl FnMut() -> Result<Trial>) -> Trial {
-        Retakes::of(plan).take(plan.attempts, |trial: &Trial| trial.is_disturbed(plan), attempt).unwrap()
+        Retakes::of(plan).take(plan, attempt).unwrap()
     }
 
     #[test]
     fn a_disturbed_trial_is_taken_again_until_one_is_quiet() {
         let mut foreign = [u64::MAX, u64::MAX, 7, 8].into_iter();
         let trial = take(&Plan::full(), || Ok(disturbed(foreign.next().unwrap())));
-        assert_eq!(trial.foreign_ns, 7);
+        assert_eq!(trial.taken.foreign_ns, 7);
     }
 
     #[test]
@@ -270,8 +282,18 @@ mod tests {
     #[test]
     fn stolen_time_disturbs_as_others_do() {
         let plan = Plan::full();
-        assert!(!disturbed(plan.tolerated_foreign_ns).is_disturbed(&plan));
-        assert!(Trial { stolen_ns: 10_000_000, ..disturbed(0) }.is_disturbed(&plan));
+        let taken = |foreign_ns, stolen_ns| Taken { foreign_ns, stolen_ns };
+        assert!(!taken(plan.tolerated_foreign_ns, 0).is_too_much(&plan));
+        assert!(taken(plan.tolerated_foreign_ns + 1, 0).is_too_much(&plan));
+        assert!(taken(0, 10_000_000).is_too_much(&plan));
+    }
+
+    #[test]
+    fn only_a_peer_may_count_more_than_was_sent() {
+        let peer = Side::Peer(crate::bench::peers::Peer { name: "testpmd", path: "peer-testpmd" });
+        assert_eq!(counted(peer, 11, 10).unwrap(), 10);
+        assert_eq!(counted(Side::Kernel, 9, 10).unwrap(), 9);
+        assert!(counted(Side::Kernel, 11, 10).unwrap_err().to_string().contains("11 datagrams"));
     }
 
     #[test]

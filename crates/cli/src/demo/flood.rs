@@ -4,7 +4,7 @@ use super::{Counted, Stage, show};
 use crate::bench::{
     plan::Plan,
     side::Side,
-    trial::{Load, Retakes, Trial},
+    trial::{self, Load, Retakes, Trial},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -24,10 +24,13 @@ pub(super) fn run(stage: &Stage, plan: Plan) -> Result<Vec<Row>> {
     hoist_wire::pin_thread(plan.wire_cpu)?;
     let status = stage.directory.path("flood.json");
     let plan = Plan { status: Some(status.clone()), ..plan };
-    let retakes = Retakes::of(&plan);
-    let trial = |side: Side, pps: f64| {
+    let mut retakes = Retakes::of(&plan);
+    let mut trial = |side: Side, pps: f64| {
         stage.progress(&format!("{} at {:.2} Mpps", side.name(), pps / 1e6));
-        retakes.trial((&stage.testbed, &stage.signals), &plan, side, &Load::at(pps, &plan))
+        retakes.take(&plan, || {
+            stage.signals.check()?;
+            trial::attempt(&stage.testbed, &plan, side, &Load::at(pps, &plan), None)
+        })
     };
     stage.say(show::FLOOD_HEAD);
     let mut rows = Vec::new();

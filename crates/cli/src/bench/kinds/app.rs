@@ -7,8 +7,11 @@ use super::{
 use crate::{
     bench::{
         document::{Metric, Point},
+        number,
+        others::{Taken, Watched},
         plan::Plan,
         program::Program,
+        rates,
         side::Side,
         stage::Stage,
     },
@@ -35,12 +38,11 @@ const DNSPERF_LATENCY: Metric = Metric::less("average latency of dnsperf", "us")
 const SIDES: [Side; 3] = [Side::Kernel, Side::KernelTuned, Side::Hoist];
 const PORT: u16 = 5300;
 const FLOWS: u16 = 64;
-/// Of the rate at which the kernel's server breaks.
-const FACTORS: [f64; 6] = [0.5, 0.9, 1.2, 1.5, 1.75, 2.0];
-const QUICK_FACTORS: [f64; 3] = [0.5, 1.2, 2.0];
 /// The breaking point is between these.
 const BREAKS: (f64, f64) = (20e3, 1.5e6);
-const BREAK_STEPS: usize = 6;
+const BREAK_RESOLUTION: f64 = 1.1;
+/// Disturbed failures of the search that do not count.
+const EXCUSES: usize = 6;
 /// A server that loses more is broken.
 const TOLERATED: f64 = 0.01;
 
@@ -52,8 +54,8 @@ pub(super) fn prepare(stage: &mut Stage) -> Result<Box<dyn Bench>> {
             .into(),
     );
     let breaking = dns.breaking_rate(stage)?;
-    let factors: &[f64] = if stage.plan.quick { &QUICK_FACTORS } else { &FACTORS };
-    let rates = factors.iter().map(|factor| (breaking * factor / 1e4).round().max(1.0) * 1e4).collect();
+    stage.note(format!("the kernel's server breaks at {}", number::with_unit(breaking, "queries/s")));
+    let rates = rates::of_queries(breaking, stage.plan.quick);
     Ok(Box::new(App { dns, rates }))
 }
 
@@ -83,10 +85,8 @@ impl App {
     fn offered(&self, stage: &mut Stage, side: Side, rate: f64) -> Result<f64> {
         let point = Point::of("offered", rate, "queries/s");
         stage.show(side.name(), Some(&point));
-        let found = stage.retaken(
-            |found: &Found| found.cost.is_disturbed,
-            |testbed, plan| self.dns.trial(testbed, plan, side, rate, plan.trial_ms),
-        )?;
+        let found =
+            stage.retaken(side, |testbed, plan| self.dns.trial(testbed, plan, side, rate, plan.trial_ms))?;
         for (metric, sample) in found.samples() {
             stage.record(side.name(), Some(&point), metric, sample);
         }
@@ -95,11 +95,8 @@ impl App {
 
     fn dnsperf(&self, stage: &mut Stage, side: Side) -> Result<()> {
         stage.show(&format!("{} and dnsperf", side.name()), None);
-        let found = stage.retaken(
-            |(_, cost): &(Summary, Cost)| cost.is_disturbed,
-            |testbed, plan| self.dns.dnsperf(testbed, plan, side),
-        )?;
-        let summary = found.0;
+        let Asked { summary, .. } =
+            stage.retaken(side, |testbed, plan| self.dns.dnsperf(testbed, plan, side))?;
         stage.record(side.name(), None, DNSPERF, summary.queries_per_second);
         stage.record(side.name(), None, DNSPERF_LOSS, 100.0 * summary.lost / summary.sent.max(1.0));
         stage.record(side.name(), None, DNSPERF_LATENCY, summary.latency_s * 1e6);
@@ -112,6 +109,24 @@ impl App {
 struct Found {
     answers: Answers,
     cost: Cost,
+}
+
+impl Watched for Found {
+    fn taken(&self) -> Taken {
+        self.cost.taken
+    }
+}
+
+/// What one run of dnsperf gave.
+struct Asked {
+    summary: Summary,
+    cost: Cost,
+}
+
+impl Watched for Asked {
+    fn taken(&self) -> Taken {
+        self.cost.taken
+    }
 }
 
 impl Found {
@@ -151,14 +166,18 @@ impl Dns {
     /// The rate above which the kernel's server loses queries.
     fn breaking_rate(&self, stage: &mut Stage) -> Result<f64> {
         let (mut low, mut high) = BREAKS;
-        for _ in 0..BREAK_STEPS {
+        let mut excuses = EXCUSES;
+        while high / low > BREAK_RESOLUTION {
             let rate = (low * high).sqrt();
             stage.show("kernel", Some(&Point::of("offered", rate, "queries/s")));
-            let found = stage.retaken(
-                |found: &Found| found.cost.is_disturbed,
-                |testbed, plan| self.trial(testbed, plan, Side::Kernel, rate, plan.search_ms),
-            )?;
-            if found.answers.loss() > TOLERATED { high = rate } else { low = rate }
+            let found = stage.retaken(Side::Kernel, |testbed, plan| {
+                self.trial(testbed, plan, Side::Kernel, rate, plan.search_ms)
+            })?;
+            match found.answers.loss() > TOLERATED {
+                true if excuses > 0 && found.cost.taken.is_too_much(&stage.plan) => excuses -= 1,
+                true => high = rate,
+                false => low = rate,
+            }
         }
         Ok(low)
     }
@@ -168,13 +187,13 @@ impl Dns {
         let time = Duration::from_millis(ms);
         let queries = Queries { port: PORT, per_second: rate, time, flows: FLOWS, cpu: plan.wire_cpu };
         let answers = queries.run(testbed)?;
-        let cost = serving.end(plan)?;
+        let cost = serving.end().with_context(|| format!("side {}", side.name()))?;
         ensure!(answers.wrong == 0, "side {}: {} answers were wrong", side.name(), answers.wrong);
         ensure!(answers.right > 0, "side {}: nothing was answered", side.name());
         Ok(Found { answers, cost })
     }
 
-    fn dnsperf(&self, testbed: &Testbed, plan: &Plan, side: Side) -> Result<(Summary, Cost)> {
+    fn dnsperf(&self, testbed: &Testbed, plan: &Plan, side: Side) -> Result<Asked> {
         let serving = self.serve(testbed, plan, side)?;
         let (dnsperf, queries) = (&self.tools.dnsperf, self.directory.path("queries"));
         let host = testbed.host().v4();
@@ -183,7 +202,9 @@ impl Dns {
         command.push(queries.display().to_string());
         let client = Program::start(testbed.wire(), plan.wire_cpu, Side::Kernel, &command)?;
         let summary = Summary::parse(&everything(client)?)?;
-        Ok((summary, serving.end(plan)?))
+        let cost = serving.end().with_context(|| format!("side {}", side.name()))?;
+        ensure!(summary.queries_per_second > 0.0, "side {}: dnsperf got no answer", side.name());
+        Ok(Asked { summary, cost })
     }
 
     /// A server that answers.
@@ -339,7 +360,7 @@ mod tests {
     #[test]
     fn late_answers_have_cost_but_are_no_rate() {
         let answers = Answers { sent: 100, seconds: 1.0, right: 50, late: 50, wrong: 0 };
-        let cost = Cost { napi_ns: 1000, program_ns: 3000, is_disturbed: false };
+        let cost = Cost { napi_ns: 1000, program_ns: 3000, taken: Taken::default() };
         let samples = Found { answers, cost }.samples().map(|(metric, sample)| (metric.name, sample));
         assert_eq!(&samples[..3], [("right answers", 50.0), ("loss", 0.0), ("CPU time", 40.0)]);
     }

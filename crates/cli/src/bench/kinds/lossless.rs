@@ -3,7 +3,8 @@
 use super::Bench;
 use crate::bench::{
     document::Metric,
-    search::{self, Found},
+    search::{self, Found, Guess},
+    side::Side,
     stage::Stage,
 };
 use anyhow::Result;
@@ -24,10 +25,14 @@ struct Lossless {
 impl Bench for Lossless {
     fn round(&mut self, stage: &mut Stage) -> Result<()> {
         for side in stage.receivers() {
-            let guess = self.last.get(side.name()).copied().or(FIRST_GUESS_PPS);
+            let near = |last: &f64| Guess::near(*last, stage.round());
+            let guess = self.last.get(side.name()).map_or(FIRST_GUESS, near);
             let Found { pps, wire_limited } = search::run(stage, side, guess)?;
             stage.record(side.name(), None, RATE, pps);
             self.last.insert(side.name(), pps);
+            if side == Side::Kernel {
+                stage.learn_breaking(pps);
+            }
             if wire_limited {
                 stage.note(format!(
                     "the wire, not the receiver, was the limit of a search of {}",
@@ -39,4 +44,4 @@ impl Bench for Lossless {
     }
 }
 
-const FIRST_GUESS_PPS: Option<f64> = Some(0.8e6);
+const FIRST_GUESS: Guess = Guess::rough(0.8e6);

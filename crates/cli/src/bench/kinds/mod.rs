@@ -97,6 +97,11 @@ impl Kind {
         }
     }
 
+    /// Hoist lifts what this bench sends to the program.
+    pub(crate) fn is_lifted(self) -> bool {
+        !matches!(self, Self::TcpBulk | Self::TcpRr)
+    }
+
     pub(crate) fn prepare(self, stage: &mut Stage) -> Result<Box<dyn Bench>> {
         match self {
             Self::UdpLossless => lossless::prepare(stage),
@@ -127,9 +132,23 @@ pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
     !hidden.contains(&metric)
 }
 
+/// How long servers spin where they do.
+pub(crate) const SPIN_US: u32 = rr::SPIN_US;
+/// Of kernel-tuned in tcp-bulk.
+pub(crate) use tcp_bulk::{BOUNDED_RCVBUF as BULK_RCVBUF, BUSY_POLL_US as BULK_BUSY_POLL_US};
+
+/// The rate that a point offers, as far as the point tells: its value, or what its name has after `at`.
+pub(crate) fn offered(point: &Point) -> Option<f64> {
+    match point.name.split_once(" at ") {
+        Some((_, rate)) => crate::wire::rate(&rate.strip_suffix("packets/s")?.replace(' ', "")).ok(),
+        None if point.name == "offered" => Some(point.value),
+        None => None,
+    }
+}
+
 const GOODPUT: Metric = Metric::more("goodput", "packets/s");
 /// What the wire sent of what it was asked for.
-const SENT: Metric = Metric::part("sent", "packets/s");
+pub(crate) const SENT: Metric = Metric::part("sent", "packets/s");
 const LOSS: Metric = Metric::less("loss", "%");
 const CPU: Metric = Metric::less("CPU time", "ns/packet");
 const CPU_NAPI: Metric = Metric::part("CPU time of NAPI", "ns/packet");

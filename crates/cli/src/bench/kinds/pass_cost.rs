@@ -11,7 +11,7 @@ use crate::bench::{
 use anyhow::Result;
 
 /// CPU time with Hoist on the device over that without, of two trials one after the other.
-const RATIO: Metric = Metric::less("CPU time ratio", "of pairs");
+const RATIO: Metric = Metric::less("ratio of pairs", "x");
 
 pub(super) fn prepare(_: &mut Stage) -> Result<Box<dyn Bench>> {
     Ok(Box::new(PassCost))
@@ -27,7 +27,7 @@ impl Bench for PassCost {
         let without = stage.trial(Side::Kernel, &load)?;
         stage.show("hoist beside it", Some(&point));
         let bystander = bystander(stage)?;
-        let with = stage.trial(Side::Kernel, &load)?;
+        let with = stage.trial_beside(Side::Kernel, &load, Some(&bystander))?;
         drop(bystander);
         record_trial(stage, "kernel", Some(&point), &without);
         record_trial(stage, "hoist", Some(&point), &with);

@@ -9,12 +9,13 @@ use super::{
 };
 use crate::bench::{
     document::{Metric, Point},
+    others::{Taken, Watched},
     plan::Plan,
     program::{Program, sibling},
     side::Side,
     stage::Stage,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hoist_wire::{End, Offload, Testbed};
 use serde::Deserialize;
 
@@ -29,7 +30,7 @@ const CPU_PROGRAM: Metric = Metric::part("CPU time of the program", "ns/transact
 const LOST: Metric = Metric::less("lost", "requests");
 
 const PORT: u16 = 9002;
-const SPIN_US: u32 = 50;
+pub(super) const SPIN_US: u32 = 50;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Transport {
@@ -39,10 +40,6 @@ pub(super) enum Transport {
 
 pub(super) fn prepare(stage: &mut Stage, transport: Transport) -> Result<Box<dyn Bench>> {
     sibling("hoist-rr")?;
-    stage.note(format!(
-        "at spin-us {SPIN_US} kernel is the blocking program all the same, kernel-tuned busy-polls (SO_BUSY_POLL), \
-         kernel-nonblocking asks again and again, hoist runs with --spin-us"
-    ));
     if transport == Transport::Tcp {
         stage.note("hoist passes TCP: its rows show what that costs".into());
     }
@@ -96,10 +93,8 @@ impl Rr {
         let point = Point::of("spin-us", server.spin_us.into(), "us");
         let name = if server.nonblocking { "kernel-nonblocking" } else { server.side.name() };
         stage.show(name, Some(&point));
-        let found = stage.retaken(
-            |found: &Found| found.cost.is_disturbed,
-            |testbed, plan| attempt(testbed, plan, server, self.transport),
-        )?;
+        let found =
+            stage.retaken(server.side, |testbed, plan| attempt(testbed, plan, server, self.transport))?;
         for (metric, sample) in found.samples() {
             stage.record(name, Some(&point), metric, sample);
         }
@@ -152,6 +147,12 @@ struct Found {
     cost: Cost,
 }
 
+impl Watched for Found {
+    fn taken(&self) -> Taken {
+        self.cost.taken
+    }
+}
+
 /// What `hoist-rr ping` prints.
 #[derive(Debug, Deserialize)]
 struct Report {
@@ -196,10 +197,13 @@ fn attempt(testbed: &Testbed, plan: &Plan, server: Server, transport: Transport)
     let serving = Serving::watch(testbed, plan, server.side, program)?;
     let client = client(plan, &address, transport)?;
     let report: Report = Program::start(testbed.wire(), plan.wire_cpu, Side::Kernel, &client)?.report()?;
+    let name = server.side.name();
+    let cost = serving.end().with_context(|| format!("side {name}"))?;
+    ensure!(report.transactions > 0, "side {name}: nothing was answered");
     if report.wrong > 0 {
-        bail!("side {}: {} of {} answers were wrong", server.side.name(), report.wrong, report.transactions);
+        bail!("side {name}: {} of {} answers were wrong", report.wrong, report.transactions);
     }
-    Ok(Found { report, cost: serving.end(plan)? })
+    Ok(Found { report, cost })
 }
 
 fn client(plan: &Plan, address: &str, transport: Transport) -> Result<Vec<String>> {
@@ -220,7 +224,7 @@ mod tests {
     fn a_report_becomes_samples_in_the_units_of_their_metrics() {
         let report = r#"{"transactions":1000,"seconds":0.5,"lost":1,"wrong":0,"late":0,
             "rtt_ns":{"min":1,"p50":3200,"p90":4000,"p99":25000,"p999":30000,"max":40000}}"#;
-        let cost = Cost { napi_ns: 1_000_000, program_ns: 3_000_000, is_disturbed: false };
+        let cost = Cost { napi_ns: 1_000_000, program_ns: 3_000_000, taken: Taken::default() };
         let found = Found { report: serde_json::from_str(report).unwrap(), cost };
         let samples = found.samples().map(|(metric, sample)| (metric.name, sample));
         for expected in [

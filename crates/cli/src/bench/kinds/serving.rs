@@ -1,6 +1,7 @@
 //! A server on the host's CPU, and what answering costs there.
 
 use crate::bench::{
+    others::Taken,
     plan::Plan,
     program::Program,
     side::Side,
@@ -11,7 +12,6 @@ use hoist_wire::{Napi, Testbed};
 use nix::{
     errno::Errno,
     sched::{CpuSet, sched_setaffinity},
-    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 
@@ -30,7 +30,8 @@ pub(super) struct Cost {
     pub(super) napi_ns: u64,
     /// Under `hoist run` with Hoist's own.
     pub(super) program_ns: u64,
-    pub(super) is_disturbed: bool,
+    /// Of the host's CPU meanwhile.
+    pub(super) taken: Taken,
 }
 
 impl Cost {
@@ -45,20 +46,21 @@ impl Serving {
         let napis = favoured_napis(testbed, plan, side)?;
         Ok(Self {
             napi_ns: cpu_ns(&napis)?,
-            program_ns: processes_ns(&program)?,
-            watch: Watch::start(plan.host_cpu, &program),
+            program_ns: program.processes_ns()?,
+            watch: Watch::start(plan.host_cpu, [&program]),
             napis,
             program,
         })
     }
 
-    /// Ends the server too.
-    pub(super) fn end(self, plan: &Plan) -> Result<Cost> {
-        let (foreign_ns, stolen_ns) = self.watch.end();
+    /// Ends the server too; an error if it has ended before.
+    pub(super) fn end(mut self) -> Result<Cost> {
+        let taken = self.watch.end();
+        self.program.check_alive()?;
         Ok(Cost {
             napi_ns: cpu_ns(&self.napis)?.saturating_sub(self.napi_ns),
-            program_ns: processes_ns(&self.program)?.saturating_sub(self.program_ns),
-            is_disturbed: foreign_ns > plan.tolerated_foreign_ns || stolen_ns > plan.tolerated_stolen_ns,
+            program_ns: self.program.processes_ns()?.saturating_sub(self.program_ns),
+            taken,
         })
     }
 }
@@ -81,21 +83,10 @@ fn threads(process: i32) -> Vec<i32> {
     tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// CPU time of the server and of `hoist run` before it, threads that have ended included.
-fn processes_ns(program: &Program) -> Result<u64> {
-    program_processes(program).map(process_ns).sum()
-}
-
 /// The server and, under `hoist run`, its parent.
 fn program_processes(program: &Program) -> impl Iterator<Item = i32> {
     let own = std::process::id() as i32;
     program.processes().into_iter().filter(move |id| *id != own)
-}
-
-fn process_ns(id: i32) -> Result<u64> {
-    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(id));
-    let time = clock.and_then(clock_gettime).context("reading a server's CPU time (clock_gettime)")?;
-    Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 #[cfg(test)]
@@ -104,17 +95,8 @@ mod tests {
 
     #[test]
     fn the_cost_of_an_answer_counts_napi_and_program() {
-        let cost = Cost { napi_ns: 600, program_ns: 400, is_disturbed: false };
+        let cost = Cost { napi_ns: 600, program_ns: 400, taken: Taken::default() };
         assert_eq!(cost.per(10), 100.0);
         assert_eq!(cost.per(0), 1000.0);
-    }
-
-    #[test]
-    fn a_process_that_computes_uses_cpu_time() {
-        let own = std::process::id() as i32;
-        let before = process_ns(own).unwrap();
-        let start = std::time::Instant::now();
-        while start.elapsed().as_millis() < 20 {}
-        assert!(process_ns(own).unwrap() > before);
     }
 }

@@ -3,13 +3,14 @@
 use super::{Bench, REORDERED};
 use crate::bench::{
     document::{Metric, Point},
+    others::{Taken, Watched},
     plan::Plan,
     program::{Program, sibling},
     side::Side,
     stage::Stage,
     trial::{PORT, Watch, cpu_ns, favoured_napis},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hoist_wire::{TcpLimit, TcpSpec, TcpWire, Testbed};
 use serde::Deserialize;
 use std::{net::SocketAddr, time::Duration};
@@ -21,11 +22,8 @@ const CPU_PROGRAM: Metric = Metric::part("CPU time of the program", "ns/byte");
 const CPU_BROKER: Metric = Metric::part("CPU time of hoist run", "ns/byte");
 const GO_BACKS: Metric = Metric::part("sent again", "times");
 
-pub(super) fn prepare(stage: &mut Stage) -> Result<Box<dyn Bench>> {
+pub(super) fn prepare(_: &mut Stage) -> Result<Box<dyn Bench>> {
     sibling("hoist-tcp-sink")?;
-    stage.note(format!(
-        "kernel-tuned busy-polls for {BUSY_POLL_US} us, with {BOUNDED_RCVBUF} bytes of SO_RCVBUF, at nice -20"
-    ));
     Ok(Box::new(TcpBulk))
 }
 
@@ -42,10 +40,7 @@ impl Bench for TcpBulk {
             let point = Point::of(name, 1.0, "connections");
             for side in stage.sides(&SIDES) {
                 stage.show(side.name(), Some(&point));
-                let bulk = stage.retaken(
-                    |bulk: &Bulk| bulk.is_disturbed,
-                    |testbed, plan| attempt(testbed, plan, side, cold),
-                )?;
+                let bulk = stage.retaken(side, |testbed, plan| attempt(testbed, plan, side, cold))?;
                 bulk.record(stage, side, &point);
             }
         }
@@ -58,7 +53,13 @@ struct Bulk {
     napi_ns: u64,
     broker_ns: u64,
     go_backs: u64,
-    is_disturbed: bool,
+    taken: Taken,
+}
+
+impl Watched for Bulk {
+    fn taken(&self) -> Taken {
+        self.taken
+    }
 }
 
 /// What the sink prints at its end.
@@ -93,37 +94,39 @@ fn attempt(testbed: &Testbed, plan: &Plan, side: Side, cold: bool) -> Result<Bul
     let program = Program::ready(testbed.host(), plan.host_cpu, side, &sink(plan, side)?)?;
     let napis = favoured_napis(testbed, plan, side)?;
     let before = (cpu_ns(&napis)?, program.cpu_ns());
-    let watch = Watch::start(plan.host_cpu, &program);
+    let watch = Watch::start(plan.host_cpu, [&program]);
     let spec = TcpSpec::to(SocketAddr::from((testbed.host().v4(), PORT)))
         .cold(cold)
         .limit(TcpLimit::Time(Duration::from_millis(plan.trial_ms)))
         .cpu(plan.wire_cpu)
         .favoured(true);
     let sent = TcpWire::start(testbed, &spec)?.finish(PATIENCE)?;
-    let (foreign_ns, stolen_ns) = watch.end();
+    let taken = watch.end();
     let broker_ns = if side == Side::Hoist { program.cpu_ns().saturating_sub(before.1) } else { 0 };
-    let report = program.report().with_context(|| format!("side {}", side.name()))?;
+    let report: Report = program.report().with_context(|| format!("side {}", side.name()))?;
+    ensure!(report.bytes > 0, "side {}: nothing was received", side.name());
     Ok(Bulk {
         report,
         napi_ns: cpu_ns(&napis)?.saturating_sub(before.0),
         broker_ns,
         go_backs: sent.go_backs,
-        is_disturbed: foreign_ns > plan.tolerated_foreign_ns || stolen_ns > plan.tolerated_stolen_ns,
+        taken,
     })
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const BUSY_POLL_US: &str = "50";
+pub(crate) const BUSY_POLL_US: u32 = 50;
 /// 1 MiB costs twice as much a byte.
-const BOUNDED_RCVBUF: &str = "262144";
+pub(crate) const BOUNDED_RCVBUF: u64 = 256 << 10;
 
 /// The tuned one polls the device itself and bounds what waits for it, so that payload is copied while it is in the cache.
 fn sink(plan: &Plan, side: Side) -> Result<Vec<String>> {
     let mut sink = vec![sibling("hoist-tcp-sink")?.display().to_string(), format!("0.0.0.0:{PORT}")];
     match (side, plan.rcvbuf) {
         (Side::KernelTuned, _) => {
-            sink.extend(["--busy-poll", BUSY_POLL_US, "--rcvbuf", BOUNDED_RCVBUF].map(String::from));
+            sink.extend(["--busy-poll".into(), BUSY_POLL_US.to_string()]);
+            sink.extend(["--rcvbuf".into(), BOUNDED_RCVBUF.to_string()]);
         }
         (_, Some(bytes)) => sink.extend(["--rcvbuf".into(), bytes.to_string()]),
         _ => {}
