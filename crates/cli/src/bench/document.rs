@@ -3,7 +3,10 @@
 use super::{host::Host, stats::Spread};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// The version of the document's form that this program writes and reads.
 pub(crate) const SCHEMA: u64 = 1;
@@ -156,9 +159,14 @@ impl Rows {
 impl Document {
     /// The run in a file, or in DIRECTORY/run.json.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let path = if path.is_dir() { path.join("run.json") } else { path.into() };
+        let path = Self::file(path);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Self::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Where a run is that is named by its file or its directory.
+    pub(crate) fn file(path: &Path) -> PathBuf {
+        if path.is_dir() { path.join("run.json") } else { path.into() }
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self> {

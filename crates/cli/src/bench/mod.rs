@@ -159,9 +159,7 @@ fn compare(first: &Path, second: &Path, json: bool) -> Result<()> {
 fn report(run: &Path, directory: &Path) -> Result<()> {
     let document = Document::read(run)?;
     make(directory)?;
-    if !directory.join(page::RUN).exists() {
-        page::keep(&document, directory)?;
-    }
+    page::copy(run, directory)?;
     page::write(&document, directory)
 }
 

@@ -20,6 +20,15 @@ pub(crate) fn keep(document: &Document, directory: &Path) -> Result<()> {
     fs::rename(&new, &path).with_context(|| format!("renaming {} (rename)", new.display()))
 }
 
+/// Puts the run itself beside its page, unless it is there.
+pub(crate) fn copy(run: &Path, directory: &Path) -> Result<()> {
+    let (from, to) = (Document::file(run), directory.join(RUN));
+    if !to.exists() {
+        fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+    }
+    Ok(())
+}
+
 /// Writes the pictures and the page into `directory`.
 pub(crate) fn write(document: &Document, directory: &Path) -> Result<()> {
     let figures = figures(document)?;

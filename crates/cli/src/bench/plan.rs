@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) resolution: f64,
     /// A rate has failed when it failed so often in a row.
     pub(crate) doubts: u32,
+    /// Disturbed failures of one search that do not count: without an end to it, a busy machine would search for ever.
+    pub(crate) excuses: usize,
     /// The search starts between 0 and this rate.
     pub(crate) most_pps: f64,
     /// Offered rates of udp-overload; none derives them from where the kernel breaks.
@@ -79,6 +81,7 @@ impl Plan {
             tolerated_loss: 1e-3,
             resolution: 0.03,
             doubts: 4,
+            excuses: 6,
             most_pps: 4e6,
             rates: None,
             pass_pps: 300e3,
@@ -102,10 +105,11 @@ impl Plan {
             bench_ms: Some(40_000),
             trial_ms: 300,
             search_ms: 200,
-            attempts: 3,
+            attempts: 2,
             retakes_ms: 5_000,
-            resolution: 0.06,
+            resolution: 0.1,
             doubts: 2,
+            excuses: 1,
             ..Self::full()
         }
     }

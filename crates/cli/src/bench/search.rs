@@ -48,7 +48,7 @@ pub(crate) struct Found {
 pub(crate) fn run(stage: &mut Stage, side: Side, guess: Guess) -> Result<Found> {
     let plan = stage.plan.clone();
     let mut search = Search::new(plan.most_pps, plan.resolution, plan.doubts).from(guess);
-    let (mut wire_limited, mut excuses) = (false, EXCUSES);
+    let (mut wire_limited, mut excuses) = (false, plan.excuses);
     while let Some(rate) = search.next().filter(|rate| *rate > LEAST_PPS) {
         stage.show(side.name(), Some(&Point::of("offered", rate, "packets/s")));
         let trial = stage.trial(side, &Load { time: plan.search_time(), ..Load::at(rate, &plan) })?;
@@ -62,8 +62,6 @@ pub(crate) fn run(stage: &mut Stage, side: Side, guess: Guess) -> Result<Found> 
 }
 
 const LEAST_PPS: f64 = 10e3;
-/// Disturbed failures of one search that do not count: without an end to it, a busy machine would search for ever.
-const EXCUSES: usize = 6;
 
 /// It failed while others used the host's CPU, which tells nothing of the receiver.
 fn is_excused(trial: &Trial, plan: &Plan) -> bool {

@@ -155,13 +155,6 @@ impl Stage {
         beside: Option<&Program>,
     ) -> Result<Trial> {
         let trial = self.retaken(side, |testbed, plan| trial::attempt(testbed, plan, side, load, beside))?;
-        if trial.is_short() && self.pace.round() > 0 {
-            self.note(
-                "the wire sent less than 98 % of what it was asked for in some trials: the column `sent` says what; \
-                 compare loss there, not goodput"
-                    .into(),
-            );
-        }
         if trial.uncalled > 0 {
             self.note(format!("{} counts every frame: what was beyond those sent is left out", side.name()));
         }

@@ -41,8 +41,6 @@ const FLOWS: u16 = 64;
 /// The breaking point is between these.
 const BREAKS: (f64, f64) = (20e3, 1.5e6);
 const BREAK_RESOLUTION: f64 = 1.1;
-/// Disturbed failures of the search that do not count.
-const EXCUSES: usize = 6;
 /// A server that loses more is broken.
 const TOLERATED: f64 = 0.01;
 
@@ -166,7 +164,7 @@ impl Dns {
     /// The rate above which the kernel's server loses queries.
     fn breaking_rate(&self, stage: &mut Stage) -> Result<f64> {
         let (mut low, mut high) = BREAKS;
-        let mut excuses = EXCUSES;
+        let mut excuses = stage.plan.excuses;
         while high / low > BREAK_RESOLUTION {
             let rate = (low * high).sqrt();
             stage.show("kernel", Some(&Point::of("offered", rate, "queries/s")));

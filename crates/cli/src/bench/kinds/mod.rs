@@ -168,6 +168,13 @@ fn record_trial(stage: &mut Stage, side: &str, point: Option<&Point>, trial: &Tr
         (CPU_BROKER, trial.per_packet(trial.broker_ns)),
         (REORDERED, trial.reordered as f64),
     ];
+    if trial.is_short() {
+        stage.note(
+            "the wire sent less than 98 % of what it was asked for in some trials: `sent` says what; compare loss there, not \
+             goodput"
+                .into(),
+        );
+    }
     for (metric, sample) in samples {
         stage.record(side, point, metric, sample);
     }
