@@ -47,7 +47,7 @@ impl Bench for Lossless {
 /// It saves trials where it is near, and changes no answer.
 fn first_guess(side: Side) -> Guess {
     Guess::rough(match side {
-        Side::Kernel => 0.5e6,
+        Side::Kernel => 0.3e6,
         Side::Hoist | Side::Limit => 1.4e6,
         Side::KernelTuned | Side::Peer(_) => 0.8e6,
     })
