@@ -88,7 +88,7 @@ impl Plan {
             rcvbuf: None,
             tuned_rcvbuf: 4 << 20,
             tuned_batch: 32,
-            tolerated_foreign_ns: 500_000,
+            tolerated_foreign_ns: 2_000_000,
             tolerated_stolen_ns: 0,
             attempts: 5,
             retakes_ms: 60_000,
