@@ -15,10 +15,10 @@ pub(crate) fn below_and_above(breaking_pps: f64) -> [f64; 2] {
     [at(below), at((below + 2).max(0))]
 }
 
-/// From half of where a DNS server breaks to twice it.
+/// From half of where a DNS server breaks to twice it, and in any case to [`MOST_QUERIES`].
 pub(crate) fn of_queries(breaking: f64, quick: bool) -> Vec<f64> {
     let steps = STEPS.filter(|step| !quick || step % 2 == 0).map(|step| on_grid(QUERIES, step));
-    steps.filter(|rate| (0.5 * breaking..=2.0 * breaking * 1.01).contains(rate)).collect()
+    steps.filter(|rate| (0.5 * breaking..=(2.0 * breaking).max(MOST_QUERIES) * 1.01).contains(rate)).collect()
 }
 
 /// The rate at which SPEC.md quotes goodput.
@@ -28,6 +28,8 @@ const STEPS: std::ops::RangeInclusive<i32> = -16..=4;
 
 /// One step of the grid of queries per second.
 const QUERIES: f64 = 400e3;
+/// Where every server is overloaded by then.
+const MOST_QUERIES: f64 = 1.13e6;
 
 fn at(step: i32) -> f64 {
     on_grid(QUOTED_PPS, step)
@@ -66,8 +68,9 @@ mod tests {
 
     #[test]
     fn servers_that_break_at_nearly_the_same_rate_are_asked_at_the_same_rates() {
-        assert_eq!(of_queries(145e3, false), [100e3, 141e3, 200e3, 283e3]);
-        assert_eq!(of_queries(160e3, false), [100e3, 141e3, 200e3, 283e3]);
+        let rates = [141e3, 200e3, 283e3, 400e3, 566e3, 800e3, 1.13e6];
+        assert_eq!(of_queries(240e3, false), rates);
+        assert_eq!(of_queries(260e3, false), rates);
         for breaking in [21e3, 100e3, 150e3, 700e3] {
             assert!(of_queries(breaking, true).len() >= 2, "{breaking}");
             assert!(of_queries(breaking, false).len() >= 4, "{breaking}");
