@@ -123,7 +123,6 @@ pub(crate) fn busy_epoll(us: u32) -> Result<c_int> {
     const EPIOCSPARAMS: usize = 0x4008_8a01;
     const NAPI_POLL_WEIGHT: u16 = 64;
     let epoll = call(libc::SYS_epoll_create1, [libc::EPOLL_CLOEXEC as usize, 0, 0, 0, 0, 0])?;
-    let us = us.min(i32::MAX as u32);
     let params =
         Params { busy_poll_usecs: us, busy_poll_budget: NAPI_POLL_WEIGHT, prefer_busy_poll: 1, pad: 0 };
     match call(libc::SYS_ioctl, [epoll, EPIOCSPARAMS, &raw const params as usize, 0, 0, 0]) {

@@ -54,10 +54,10 @@ fn run() -> Result<(), Box<dyn Error>> {
     let program: &mut Xdp = bpf.program_mut("sink").ok_or("no program `sink`")?.try_into()?;
     program.load()?;
     program.attach(&options.device, XdpMode::Driver)?;
-    let helper = UdpSocket::bind(("0.0.0.0", options.port))?;
+    let helper = options.spin.then(|| UdpSocket::bind(("0.0.0.0", options.port))).transpose()?;
     say("ready")?;
     let mut tally = Tally::with_delay(options.delay_every);
-    if options.spin {
+    if let Some(helper) = helper {
         let mut buffer = [0; 65536];
         let length = helper.recv(&mut buffer)?;
         lift(&mut bpf, &options, &ring)?;
@@ -112,7 +112,6 @@ impl Options {
             frames: RING,
             idle_ms: 200,
             seconds: f64::INFINITY,
-
             delay_every: 0,
             spin: false,
         };
