@@ -72,4 +72,40 @@ struct steer_device {
 	__u32 max_frame; /* longest frame a ring's chunk holds */
 };
 
+/*
+ * TCP. sock_ops (conns) publishes each connection of the run in a slot of the array `tcp_slots`, which the program and the
+ * broker map, and in the hash `tcp_flows` (flow_key as its packets carry it: source is the peer). steer reads the slot's
+ * word for connections whose local port has a count in the array `tcp_ports`, which the program maps too.
+ */
+#define TCP_SLOTS 65536
+/* A connection's slot is the first free one from SO_COOKIE % TCP_SLOTS on; after so many it gets none. */
+#define TCP_PROBES 16
+
+/* The lower two bits of tcp_slot.word. */
+#define TCP_FILLING 0 /* not to be looked at */
+#define TCP_PASS 1
+#define TCP_LIFT 2
+
+/* tcp_slot.flags */
+#define TCP_CONNECTED 1 /* this side called connect */
+
+struct tcp_slot {
+	__u64 word; /* SO_COOKIE << 2 | state; 0: free */
+	__u32 base; /* sequence number of byte 0 of the stream that is received, host order */
+	__u32 flags;
+	__u8 local[16]; /* IPv4: ::ffff:a.b.c.d */
+	__u8 remote[16];
+	__u16 local_port; /* host order */
+	__u16 remote_port;
+	__u32 pid; /* from here on the program writes */
+	__u32 reason; /* hoist_ipc::Reason */
+	__u32 option; /* the socket option behind it, level << 16 | name */
+	__u64 lifted_bytes; /* payload that the program took from frames */
+	__u64 passed_bytes; /* from the kernel socket */
+	__u64 lifts; /* times lifting began */
+	__u64 bad_checksum;
+	__u64 rode; /* headers that rode, merged */
+	__u64 rode_real; /* segments that rode with their payload */
+};
+
 #endif

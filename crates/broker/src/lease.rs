@@ -155,6 +155,7 @@ impl Lease {
             first_frame,
             frames: self.numbers.per_ring,
             prefilled: self.numbers.per_ring / 2,
+            zero_copy: false, // known once it is bound
         };
         let first = self.rings.get(first_of_device).map(|ring| &ring.socket);
         let made = bind(&self.umem, info, mode, first).map_err(|cause| Error::Xsk {
@@ -204,6 +205,7 @@ fn bind(umem: &Umem, info: RingInfo, mode: Mode, first: Option<&Socket>) -> Resu
     fill.submit();
     let bound = socket.bind(info.ifindex, info.queue, mode, first.map(|socket| socket.as_fd()))?;
     let refused = bound.refused.map(|error| error.to_string());
+    let info = RingInfo { zero_copy: bound.zero_copy, ..info };
     Ok(Ring { info, socket, zero_copy: bound.zero_copy, refused })
 }
 

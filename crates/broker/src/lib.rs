@@ -29,7 +29,8 @@ mod sys;
 mod tap;
 
 pub use error::Error;
+pub use hoist_ipc::tcp::Policy;
 pub use hoist_xsk::Mode;
 pub use lease::{CHUNK, FILL_SIZE, FRAMES, MAX_FRAME, RX_SIZE};
-pub use server::{Broker, Config, Ports};
+pub use server::{Broker, Config, Ports, Tcp};
 pub use status_socket::{RUN_DIR, sockets as status_sockets, sweep};

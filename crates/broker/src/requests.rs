@@ -90,6 +90,7 @@ impl Broker {
             young: YOUNG,
             admit_flow: self.config.admit_flow,
             udp: self.config.udp != Ports::Off,
+            tcp: self.config.tcp.policy,
         };
         reply(socket.as_fd(), &welcome, &[memfd.as_fd()]).context("answer a Hello")?;
         self.add_channel(|_| Channel::new(socket, pidfd, pid, name_of(pid), page)).map(drop)
@@ -133,6 +134,7 @@ impl Broker {
             }
             Request::Demote { cookie, reason } => self.demote(id, cookie, reason),
             Request::Settle => self.settled(),
+            Request::Stream { .. } => Reply::Refused { errno: libc::EOPNOTSUPP as u32 },
             Request::Group { cookie, join, group, ifindex } => self.group(id, cookie, join, group, ifindex),
             Request::Admit { cookie, from, to } => {
                 self.admit(id, cookie, from, to);

@@ -17,7 +17,7 @@ use crate::{
     sys,
     tap::{self, Tap},
 };
-use hoist_ipc::Reason;
+use hoist_ipc::{Reason, tcp::Policy};
 use hoist_xsk::{Mode, Statistics};
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
@@ -42,7 +42,7 @@ const PAST_PROCESSES: usize = 64;
 /// How often the sockets of other processes are looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// UDP ports to lift.
+/// Ports to lift.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ports {
     /// Every port.
@@ -64,6 +64,15 @@ impl Ports {
     }
 }
 
+/// TCP connections to lift.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tcp {
+    /// Which of the selected ones.
+    pub policy: Policy,
+    /// Ports of the serving side: the local port of an accepted connection, the peer's of one that was connected.
+    pub ports: Ports,
+}
+
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -71,6 +80,8 @@ pub struct Config {
     pub devices: Vec<String>,
     /// UDP ports.
     pub udp: Ports,
+    /// TCP connections.
+    pub tcp: Tcp,
     /// Lift a flow only after the stack has delivered a datagram of it (`--admit flow`).
     pub admit_flow: bool,
     /// Zero-copy, copy, or what the driver can.

@@ -2,7 +2,7 @@
 //! back. On a veth pair of its own. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-use hoist_broker::{Broker, Config, Mode, Ports, status::Status};
+use hoist_broker::{Broker, Config, Mode, Policy, Ports, Tcp, status::Status};
 use hoist_ipc::{MAX_MESSAGE, Reason, Reply, Request, RingInfo, VERSION, page::Mapped};
 use hoist_packet::udp::{ChecksumTrust, complete_checksum, fill_checksums, parse};
 use hoist_sys::{recv_with_fds, send_with_fds};
@@ -34,6 +34,7 @@ fn config() -> Config {
     Config {
         devices: Vec::new(),
         udp: Ports::All,
+        tcp: Tcp { policy: Policy::Auto, ports: Ports::All },
         admit_flow: false,
         mode: Mode::Auto,
         spin_us: 0,

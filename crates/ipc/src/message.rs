@@ -2,7 +2,7 @@
 //!
 //! Both sides decode with care: a message that is short, long or unknown is a [`DecodeError`], never a panic.
 
-use crate::{MAX_MESSAGE, Reason};
+use crate::{MAX_MESSAGE, Reason, tcp::Policy};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Why a message could not be read.
@@ -76,6 +76,13 @@ pub enum Request {
         /// Where it was sent to (address of this host).
         to: SocketAddr,
     },
+    /// Make rings for the devices on which this TCP connection's packets may arrive. Carries the socket. Once for each local
+    /// address, not for each connection. Answered by [`Reply::Registered`] (its slot means nothing), after
+    /// [`Reply::Connections`] the first time.
+    Stream {
+        /// `SO_COOKIE` of the socket.
+        cookie: u64,
+    },
 }
 
 /// One AF_XDP socket of the lease; `Reply::Ring` carries its descriptor.
@@ -97,6 +104,8 @@ pub struct RingInfo {
     pub frames: u32,
     /// How many of them, from the first on, the broker has already put in the fill ring.
     pub prefilled: u32,
+    /// The device writes straight into the UMEM.
+    pub zero_copy: bool,
 }
 
 /// What the broker answers.
@@ -114,6 +123,8 @@ pub enum Reply {
         admit_flow: bool,
         /// UDP is lifted at all (`--udp off` is false).
         udp: bool,
+        /// `--tcp`.
+        tcp: Policy,
     },
     /// The UMEM of this process; carries its memfd. At most once, before the first [`Reply::Ring`].
     Umem {
@@ -131,7 +142,12 @@ pub enum Reply {
     },
     /// An AF_XDP socket, bound and in the XSKMAP; carries it.
     Ring(RingInfo),
-    /// Final: answer to Register.
+    /// A map of the connections of the run; carries its descriptor. Comes twice: `tcp_slots` and `tcp_ports`.
+    Connections {
+        /// `tcp_ports`, else `tcp_slots`.
+        ports: bool,
+    },
+    /// Final: answer to Register and Stream.
     Registered {
         /// Slot of the socket in the stats page.
         slot: u32,
@@ -150,7 +166,7 @@ pub enum Reply {
 impl Reply {
     /// Whether this reply ends the conversation of one request.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Umem { .. } | Self::Device { .. } | Self::Ring(_))
+        !matches!(self, Self::Umem { .. } | Self::Device { .. } | Self::Ring(_) | Self::Connections { .. })
     }
 }
 
@@ -227,6 +243,10 @@ impl Cursor<'_> {
         Reason::try_from(self.u32()?).map_err(|value| DecodeError::Unknown { what: "reason", value })
     }
 
+    fn policy(&mut self) -> Result<Policy, DecodeError> {
+        Policy::try_from(self.u32()?).map_err(|value| DecodeError::Unknown { what: "policy", value })
+    }
+
     fn ip(&mut self) -> Result<IpAddr, DecodeError> {
         let family = self.u32()?;
         let octets: [u8; 16] = self.take()?;
@@ -262,6 +282,7 @@ impl Request {
             }
             Self::Admit { cookie, from, to } => Encoded::new(6).u64(cookie).address(from).address(to),
             Self::Settle => Encoded::new(7),
+            Self::Stream { cookie } => Encoded::new(8).u64(cookie),
         }
     }
 
@@ -279,6 +300,7 @@ impl Request {
             5 => Self::Group { cookie: c.u64()?, join: c.flag()?, group: c.ip()?, ifindex: c.u32()? },
             6 => Self::Admit { cookie: c.u64()?, from: c.address()?, to: c.address()? },
             7 => Self::Settle,
+            8 => Self::Stream { cookie: c.u64()? },
             value => return Err(DecodeError::Unknown { what: "request", value }),
         };
         c.end(request)
@@ -289,8 +311,9 @@ impl Reply {
     /// The bytes to send.
     pub fn encode(&self) -> Encoded {
         match *self {
-            Self::Welcome { version, spin_us, young, admit_flow, udp } => {
-                Encoded::new(1).u32(version).u32(spin_us).u32(young).u32(admit_flow.into()).u32(udp.into())
+            Self::Welcome { version, spin_us, young, admit_flow, udp, tcp } => {
+                let flags = [admit_flow.into(), udp.into(), tcp as u32];
+                flags.into_iter().fold(Encoded::new(1).u32(version).u32(spin_us).u32(young), Encoded::u32)
             }
             Self::Umem { frames, chunk } => Encoded::new(2).u32(frames).u32(chunk),
             Self::Device { ifindex, partial_checksum } => {
@@ -306,12 +329,14 @@ impl Reply {
                     r.first_frame,
                     r.frames,
                     r.prefilled,
+                    r.zero_copy.into(),
                 ];
                 sizes.into_iter().fold(Encoded::new(4), Encoded::u32)
             }
             Self::Registered { slot, reason } => Encoded::new(5).u32(slot).u32(reason as u32),
             Self::Done => Encoded::new(6),
             Self::Refused { errno } => Encoded::new(7).u32(errno),
+            Self::Connections { ports } => Encoded::new(8).u32(ports.into()),
         }
     }
 
@@ -328,6 +353,7 @@ impl Reply {
                 young: c.u32()?,
                 admit_flow: c.flag()?,
                 udp: c.flag()?,
+                tcp: c.policy()?,
             },
             2 => Self::Umem { frames: c.u32()?, chunk: c.u32()? },
             3 => Self::Device { ifindex: c.u32()?, partial_checksum: c.flag()? },
@@ -340,10 +366,12 @@ impl Reply {
                 first_frame: c.u32()?,
                 frames: c.u32()?,
                 prefilled: c.u32()?,
+                zero_copy: c.flag()?,
             }),
             5 => Self::Registered { slot: c.u32()?, reason: c.reason()? },
             6 => Self::Done,
             7 => Self::Refused { errno: c.u32()? },
+            8 => Self::Connections { ports: c.flag()? },
             value => return Err(DecodeError::Unknown { what: "reply", value }),
         };
         c.end(reply)
@@ -369,6 +397,7 @@ mod tests {
             (any::<u64>(), any::<bool>(), ip(), any::<u32>())
                 .prop_map(|(cookie, join, group, ifindex)| Request::Group { cookie, join, group, ifindex }),
             Just(Request::Settle),
+            any::<u64>().prop_map(|cookie| Request::Stream { cookie }),
             (any::<u64>(), address(), address()).prop_map(|(cookie, from, to)| Request::Admit {
                 cookie,
                 from,

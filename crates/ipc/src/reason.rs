@@ -68,6 +68,28 @@ reasons! {
     Off = 18, "off", "lifting of UDP is switched off (--udp off)";
     /// The socket has no local port yet.
     Unbound = 19, "unbound", "the socket has no local port yet";
+    /// `--tcp auto`, and lifting would not pay.
+    NotWorth = 21, "not-worth", "--tcp auto: lifting this connection would cost more than it saves; --tcp lift forces it";
+    /// A connection that has not received enough for lifting to pay.
+    Small = 22, "small", "--tcp auto: the connection has received only little yet; it is lifted if much comes at once";
+    /// No thread of the program reads: the kernel holds the data meanwhile.
+    Parked = 23, "parked", "the program is not reading at the moment; lifting goes on when it does";
+    /// Frames or memory ran short.
+    Memory = 24, "memory", "too much unread data is held in frames; lifting goes on when it has been read";
+    /// Urgent data.
+    Urgent = 25, "urgent", "the peer sent urgent data, which only the kernel can place";
+    /// The descriptor became a stdio stream, whose reads do not pass the shim.
+    Stdio = 26, "stdio", "the program reads it through stdio (fdopen), past the shim";
+    /// The program reads the socket by calls that the shim does not see.
+    ReadAround = 27, "read-around", "bytes of this connection were read past the shim";
+    /// The connection is not in the table of the run.
+    Unpublished = 28, "unpublished", "the connection was made before hoist could see it, or there are too many";
+    /// Generic XDP.
+    Generic = 29, "generic-xdp", "the device runs XDP in generic mode, after GRO: TCP is not lifted there";
+    /// The tracing of connections could not be set up.
+    NoConnections = 30, "no-sock-ops", "hoist cannot follow connections here (cgroup v2 or bpffs is missing); see its messages";
+    /// Another call takes the connection's data.
+    Spliced = 31, "spliced", "data of this connection is taken by a call that only the kernel can serve (splice, kTLS, TCP_REPAIR)";
     /// The broker could not examine the socket or refused the request.
     Refused = 20, "refused", "hoist refused the socket: it is not a UDP socket it can examine";
 }

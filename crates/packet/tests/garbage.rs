@@ -136,6 +136,7 @@ fn messages() -> Vec<Vec<u8>> {
         Request::Demote { cookie: 7, reason },
         Request::Group { cookie: 7, join: true, group: v6.ip(), ifindex: 2 },
         Request::Admit { cookie: 7, from: v4, to: v6 },
+        Request::Stream { cookie: 7 },
     ];
     let ring = RingInfo {
         ring: 1,
@@ -146,12 +147,21 @@ fn messages() -> Vec<Vec<u8>> {
         first_frame: 0,
         frames: 4096,
         prefilled: 2048,
+        zero_copy: false,
     };
     let replies = [
-        Reply::Welcome { version: 1, spin_us: 0, young: 8, admit_flow: false, udp: true },
+        Reply::Welcome {
+            version: 1,
+            spin_us: 0,
+            young: 8,
+            admit_flow: false,
+            udp: true,
+            tcp: hoist_ipc::tcp::Policy::Auto,
+        },
         Reply::Umem { frames: 4096, chunk: 2048 },
         Reply::Device { ifindex: 2, partial_checksum: true },
         Reply::Ring(ring),
+        Reply::Connections { ports: true },
         Reply::Registered { slot: 1, reason },
         Reply::Done,
         Reply::Refused { errno: 1 },

@@ -597,6 +597,7 @@ impl Client {
                     self.take_device(ifindex, partial_checksum, fd)
                 }
                 Reply::Ring(info) => self.take_ring(info, fd),
+                Reply::Connections { .. } => Some(()),
                 Reply::Registered { slot, reason: Reason::Lifted } if self.crippled => {
                     return self.decline(request, slot);
                 }
@@ -635,7 +636,7 @@ impl Client {
         sys::close(theirs);
         self.channel = hide(ours)?;
         sent.ok()?;
-        let (Reply::Welcome { version: VERSION, spin_us, young, admit_flow, udp }, Some(fd)) =
+        let (Reply::Welcome { version: VERSION, spin_us, young, admit_flow, udp, .. }, Some(fd)) =
             self.receive()?
         else {
             return None;

@@ -5,7 +5,7 @@ mod warn;
 
 use crate::status::render;
 use anyhow::{Context, Result, bail};
-use hoist_broker::{Broker, Config, Mode, Ports, elf, launch, status::Status};
+use hoist_broker::{Broker, Config, Mode, Policy, Ports, Tcp, elf, launch, status::Status};
 use std::{
     ffi::OsString,
     fs,
@@ -29,6 +29,10 @@ pub(crate) struct Args {
     /// UDP ports to lift: all, off, or a list such as 53,5000-5100
     #[arg(long, default_value = "all", value_name = "all|PORT,..|off", value_parser = ports)]
     udp: Ports,
+    /// TCP connections to lift: those for which it pays (auto), all (lift), none (off), or all of a list of ports such as
+    /// 80,8000-8100: the local port of an accepted connection, the peer's of one that was connected
+    #[arg(long, default_value = "auto", value_name = "auto|lift|off|PORT,..", value_parser = tcp)]
+    tcp: Tcp,
     /// What is lifted: whatever comes for a port, or only flows of which the kernel has delivered a datagram, so that
     /// netfilter and rp_filter have had their say
     #[arg(long, default_value = "port", value_name = "port|flow")]
@@ -109,6 +113,7 @@ fn config(args: &Args) -> Config {
     Config {
         devices: args.devices.clone(),
         udp: args.udp.clone(),
+        tcp: args.tcp.clone(),
         admit_flow: matches!(args.admit, Admit::Flow),
         mode: args.mode.into(),
         spin_us: args.spin_us,
@@ -166,6 +171,19 @@ fn ports(text: &str) -> Result<Ports, String> {
         "all" => Ok(Ports::All),
         "off" => Ok(Ports::Off),
         list => list.split(',').map(port_range).collect::<Result<_, _>>().map(Ports::Some),
+    }
+}
+
+fn tcp(text: &str) -> Result<Tcp, String> {
+    let all = |policy| Ok(Tcp { policy, ports: Ports::All });
+    match text {
+        "auto" => all(Policy::Auto),
+        "lift" => all(Policy::Lift),
+        "off" => Ok(Tcp { policy: Policy::Off, ports: Ports::Off }),
+        list => Ok(Tcp {
+            policy: Policy::Lift,
+            ports: list.split(',').map(port_range).collect::<Result<_, _>>().map(Ports::Some)?,
+        }),
     }
 }
 
