@@ -3,6 +3,7 @@
 //! Each decides in a line whether the call concerns a socket of ours, and otherwise is libc's own.
 
 use crate::{
+    chunk::{self, Chunk},
     control, driver,
     epoll::Wait,
     message::plausible,
@@ -203,6 +204,33 @@ hooks! {
     fn __read_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t) -> ssize_t {
         check(len, room);
         read(fd, buffer, len)
+    }
+}
+
+// The native API (docs/native.md).
+hooks! {
+    fn hoist_recv_chunk(fd: c_int, chunk: *mut Chunk, max: size_t, flags: c_int) -> ssize_t {
+        let Some(chunk) = chunk::place(chunk, flags) else { return -1 };
+        match lifted(fd) {
+            Some(socket) => to_libc(chunk::receive_at_most(socket, fd, chunk, max, flags)),
+            None => chunk::read(chunk, max, |base, len| kernel_read(fd, || next::recv(fd, base.cast(), len, flags))),
+        }
+    }
+
+    fn hoist_recv_chunk_from(fd: c_int, chunk: *mut Chunk, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t {
+        let Some(chunk) = chunk::place(chunk, flags) else { return -1 };
+        match lifted(fd) {
+            Some(socket) => to_libc(chunk::receive(socket, fd, chunk, flags, (name, name_len))),
+            None => chunk::read(chunk, usize::MAX, |base, len| {
+                kernel_read(fd, || next::recvfrom(fd, base.cast(), len, flags, name, name_len))
+            }),
+        }
+    }
+
+    fn hoist_release_chunk(chunk: *mut Chunk) -> () {
+        if plausible(chunk) {
+            (*chunk).release();
+        }
     }
 }
 
