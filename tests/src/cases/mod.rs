@@ -2,6 +2,7 @@
 //!
 //! A case never sleeps and never assumes that what the peer has sent has arrived: it blocks for it, or polls with a deadline.
 
+mod chunk;
 mod cmsg;
 mod connected;
 mod epoll;
@@ -325,6 +326,22 @@ macro_rules! with_cases {
                 fragments6_pass: Mixed,
                 the_largest_datagram_arrives: Mixed,
                 lifted_and_fragmented_keep_their_own_order: Mixed,
+            }
+            chunk {
+                a_lifted_datagram_is_lent: Lifted,
+                every_size_arrives_whole: Lifted,
+                an_empty_datagram_is_one: Lifted,
+                senders_of_ipv6_are_told: Lifted,
+                a_stream_read_cuts_a_datagram: Lifted,
+                chunks_and_reads_take_turns: Lifted,
+                nothing_there_is_would_block: Lifted,
+                a_blocked_reader_wakes_up: Lifted,
+                a_fragmented_datagram_is_a_copy: Mixed,
+                a_keeper_of_chunks_starves_nobody: Lifted,
+                chunks_outlive_their_socket: Lifted,
+                another_thread_gives_chunks_back: Lifted,
+                a_forked_child_keeps_its_chunks: Mixed,
+                a_program_may_end_with_chunks: Lifted,
             }
             errors {
                 a_bad_buffer_is_efault: Lifted,
