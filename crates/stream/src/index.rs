@@ -64,6 +64,11 @@ impl<D> Default for StreamIndex<D> {
 
 impl<D> StreamIndex<D> {
     /// Nothing held.
+    pub const fn new() -> Self {
+        Self { entries: VecDeque::new() }
+    }
+
+    /// Nothing held.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
