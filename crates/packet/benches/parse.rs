@@ -19,7 +19,7 @@ fn main() {
         let ns = median(|| udp::parse(black_box(&frame), ChecksumTrust::Verify));
         println!("parse {name}: {ns:.1} ns");
     }
-    for len in [22, 64, 256, 1400] {
+    for len in [22, 64, 256, 1400, 1448, 8948] {
         let bytes = vec![0xa5; len];
         let ns = median(|| Sum::of(black_box(&bytes)).fold());
         println!("sum {len} B: {ns:.1} ns, {:.1} GB/s", len as f64 / ns);
