@@ -3,6 +3,7 @@
 //! * [`ethernet`], [`ipv4`], [`ipv6`], [`udp`], [`tcp`]: a file per protocol, each with its field offsets, a view that
 //!   reads a header in place, and a typed form that writes one. [`udp::parse`] is the whole way from frame to datagram,
 //!   [`tcp::parse`] from frame to segment.
+//! * [`gro`]: segments of a flow that become one packet.
 //! * [`checksum`]: the internet checksum.
 //! * [`flow`]: what makes two packets one flow, and its hash.
 //!
@@ -17,6 +18,7 @@ mod address;
 pub mod checksum;
 pub mod ethernet;
 pub mod flow;
+pub mod gro;
 pub mod ipv4;
 pub mod ipv6;
 mod network;
