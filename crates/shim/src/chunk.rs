@@ -126,6 +126,18 @@ pub(crate) fn read(chunk: &mut Chunk, max: usize, read: impl FnOnce(*mut u8, usi
     len
 }
 
+/// [`read`] by one of the shim's own functions.
+pub(crate) fn read_into(
+    chunk: &mut Chunk,
+    max: usize,
+    read: impl FnOnce(*mut u8, usize) -> Result<usize>,
+) -> Result<usize> {
+    let mut room = room(max).ok_or(Errno(libc::ENOMEM))?;
+    let len = read(room.as_mut_ptr(), room.capacity().min(max))?;
+    *chunk = filled(room, len);
+    Ok(len)
+}
+
 fn room(max: usize) -> Option<Vec<u8>> {
     let mut room = Vec::new();
     room.try_reserve_exact(max.min(ROOM)).ok()?;

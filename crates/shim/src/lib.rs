@@ -16,6 +16,7 @@
 //! | `chunk` | received bytes handed out where they lie: the native API's side |
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
 //! | `driver` | busy polling |
+//! | `tcp` | connections |
 //! | `demux`, `options`, `queue`, `frames` | pure cores |
 //!
 //! Nothing here panics on what a program or a packet can do, allocates for a datagram, or waits for a lock on the way of
@@ -62,6 +63,8 @@ mod socket;
 mod sys;
 #[allow(unsafe_code)]
 mod table;
+#[allow(unsafe_code)]
+mod tcp;
 #[allow(unsafe_code)]
 mod wait;
 
