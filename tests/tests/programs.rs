@@ -244,7 +244,8 @@ fn line_count(lab: &Lab, mode: Mode) -> Result<()> {
     let mut server = lab.program(mode, &argv)?.start()?;
     server.until_listening(PORT)?;
     let long = (0..200_000).map(|i| format!("line {i}\n")).collect::<String>();
-    for (name, content, lines) in [("long", &*long, 200_000), ("unfinished", "one\ntwo", 2), ("empty", "", 0)] {
+    for (name, content, lines) in [("long", &*long, 200_000), ("unfinished", "one\ntwo", 2), ("empty", "", 0)]
+    {
         fs::write(lab.path(name), content)?;
         let to = format!("TCP:{}", lab.host4(PORT));
         let mut client = lab.wire_program(&["socat", "-u", &text(lab.path(name)), &to])?.start()?;

@@ -224,6 +224,9 @@ pub(crate) fn receive_at_most(
 ) -> Result<usize> {
     receive(socket, fd, chunk, flags, (core::ptr::null_mut(), core::ptr::null_mut()))?;
     chunk.len = chunk.len.min(max);
+    if max == 0 {
+        chunk.release(); // who got nothing gives nothing back
+    }
     Ok(chunk.len)
 }
 

@@ -74,8 +74,9 @@ pub(super) fn senders_of_ipv6_are_told(ctx: &mut Ctx) {
 
 pub(super) fn a_stream_read_cuts_a_datagram(ctx: &mut Ctx) {
     let (s, at) = used(ctx);
-    ctx.send(at, &[b"cut here", b"next"]);
+    ctx.send(at, &[b"cut here", b"gone", b"next"]);
     assert_eq!(&hoist::recv_chunk(&s, 3).unwrap()[..], b"cut");
+    assert!(hoist::recv_chunk(&s, 0).unwrap().is_empty());
     assert_eq!(&hoist::recv_chunk(&s, 100).unwrap()[..], b"next");
 }
 
