@@ -93,6 +93,10 @@ pub(crate) fn write(fd: c_int, bytes: &[u8]) -> Result<usize> {
     call(libc::SYS_write, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0])
 }
 
+pub(crate) fn writev(fd: c_int, pieces: &[std::io::IoSlice<'_>]) -> Result<usize> {
+    call(libc::SYS_writev, [fd as usize, pieces.as_ptr() as usize, pieces.len(), 0, 0, 0])
+}
+
 pub(crate) fn eventfd() -> Result<c_int> {
     let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
     call(libc::SYS_eventfd2, [0, flags as usize, 0, 0, 0, 0]).map(|fd| fd as c_int)
