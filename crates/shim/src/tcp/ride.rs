@@ -2,9 +2,8 @@
 //! to the device's TAP.
 
 use super::{
-    payload::COPIED_OUT,
+    payload::{COPIED_OUT, Held},
     stream::{Guard, Stream},
-    work::{Fate, Load, Ride, Room},
 };
 use crate::{
     engine::{Memory, State, give_back},
@@ -18,9 +17,9 @@ use hoist_packet::{
     gro::Merged,
     tcp::{self, Segment},
 };
-use hoist_stream::Reader;
+use hoist_stream::{Arrived, Fate, Load, Reader, Ride, Room};
 use hoist_xsk::Desc;
-use libc::iovec;
+use std::io::IoSlice;
 
 /// Ghost bytes. A page stays in the first-level cache, however often it is written.
 static GHOST: [u8; 4096] = [0; 4096];
@@ -45,21 +44,21 @@ pub(crate) struct Rider {
 }
 
 impl Rider {
-    fn write(&mut self, vector: &[iovec]) {
+    fn write(&mut self, vector: &[IoSlice<'_>]) {
         if sys::writev(self.tap, vector).is_err() {
             self.failed += 1; // as if the wire had lost it
         }
     }
 
-    fn packet(&self, load: &Load) -> &[u8] {
+    fn payload(&self, load: &Load) -> &'static [u8] {
         let desc = Desc { addr: load.address, len: load.len, options: 0 };
         self.memory.umem.packet(desc).unwrap_or_default()
     }
 
-    fn merged(&mut self, merged: &Merged, payload: impl Iterator<Item = iovec>) {
+    fn merged(&mut self, merged: &Merged, payload: impl Iterator<Item = IoSlice<'static>>) {
         let virtio = merged.virtio_net_hdr();
-        let mut vector = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; VECTOR];
-        (vector[0], vector[1]) = (piece(&virtio), piece(merged.headers()));
+        let mut vector = [IoSlice::new(&[]); VECTOR];
+        (vector[0], vector[1]) = (IoSlice::new(&virtio), IoSlice::new(merged.headers()));
         let mut used = 2;
         for (slot, piece) in vector[2..].iter_mut().zip(payload) {
             *slot = piece;
@@ -69,17 +68,28 @@ impl Rider {
     }
 }
 
-fn piece(bytes: &[u8]) -> iovec {
-    iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
-}
-
 impl Ride for Rider {
+    type Held = Held;
+
+    #[inline]
+    fn hold(&mut self, load: Load, payload: &[u8], room: Room) -> Held {
+        if room == Room::Copy {
+            self.free(load.frame);
+            return Held::copy_of(payload);
+        }
+        Held::Frame { address: load.address, len: load.len, frame: load.frame }
+    }
+
+    fn drop(&mut self, held: Held) {
+        held.free(self.memory);
+    }
+
     fn ghost(&mut self, merged: &Merged) {
         let mut left = merged.payload_len() as usize;
         let ghosts = core::iter::from_fn(|| {
             let now = left.min(GHOST.len());
             left -= now;
-            (now > 0).then(|| piece(&GHOST[..now]))
+            (now > 0).then(|| IoSlice::new(&GHOST[..now]))
         });
         self.merged(merged, ghosts);
         if let Some(slot) = self.slot {
@@ -88,9 +98,11 @@ impl Ride for Rider {
     }
 
     fn real(&mut self, merged: &Merged, loads: &[Load]) {
-        let pieces: [iovec; VECTOR] =
-            core::array::from_fn(|i| loads.get(i).map_or(piece(&[]), |load| piece(self.packet(load))));
-        self.merged(merged, pieces[..loads.len().min(VECTOR - 2)].iter().copied());
+        let mut payload = [IoSlice::new(&[]); VECTOR];
+        for (slot, load) in payload.iter_mut().zip(loads) {
+            *slot = IoSlice::new(self.payload(load));
+        }
+        self.merged(merged, payload[..loads.len().min(VECTOR - 2)].iter().copied());
         if let Some(slot) = self.slot {
             slot.rode.fetch_add(1, Relaxed);
             slot.rode_real.fetch_add(loads.len() as u64, Relaxed);
@@ -100,7 +112,7 @@ impl Ride for Rider {
     fn frame(&mut self, frame: &[u8], segment: &Segment) {
         // what follows IP's length is no part of the packet
         let frame = &frame[..frame.len().min(segment.payload.end as usize)];
-        self.write(&[piece(&virtio_of(segment)), piece(frame)]);
+        self.write(&[IoSlice::new(&virtio_of(segment)), IoSlice::new(frame)]);
         if let Some(slot) = self.slot {
             slot.rode_real.fetch_add(1, Relaxed);
         }
@@ -174,8 +186,9 @@ pub(crate) fn deliver(
         return Delivered::Done;
     };
     let stream = guard.stream;
-    let failed = through(&mut guard, memory, from, desc, frame, packet, &segment);
-    let listed = !guard.work().idle() && !core::mem::replace(&mut guard.work().listed, true);
+    let arrived = Arrived { frame, address: desc.addr, packet, segment: &segment };
+    let failed = through(&mut guard, memory, from, &arrived);
+    let listed = !guard.work().worker.idle() && !core::mem::replace(&mut guard.work().listed, true);
     drop(guard);
     state.ride_failed(from.ring, failed);
     if listed {
@@ -185,24 +198,16 @@ pub(crate) fn deliver(
 }
 
 #[inline]
-fn through(
-    guard: &mut Guard,
-    memory: &'static Memory,
-    from: &From,
-    desc: Desc,
-    frame: u32,
-    packet: &[u8],
-    segment: &Segment,
-) -> u64 {
+fn through(guard: &mut Guard, memory: &'static Memory, from: &From, arrived: &Arrived<'_>) -> u64 {
     let stream = guard.stream;
     let (reader, work) = guard.parts();
     work.tap = from.tap;
     let slot = stream.own_slot();
     let mut rider = Rider { memory, tap: from.tap, fd: stream.fd.load(Relaxed), slot, failed: 0 };
     let room = if stream.kept().is_some() { Room::None } else { room(from.room) };
-    let fate = work.segment(reader, frame, desc.addr, packet, segment, room, &mut rider);
-    if room == Room::Copy && work.index.len() > PINNED {
-        work.index.iter_mut().for_each(|entry| entry.data.copy_out(memory));
+    let fate = work.worker.segment(reader, arrived, room, &mut rider);
+    if room == Room::Copy && work.worker.index.len() > PINNED {
+        work.worker.index.iter_mut().for_each(|entry| entry.data.copy_out(memory));
     }
     if fate == Fate::Urgent {
         super::urgent(stream);
@@ -221,5 +226,5 @@ pub(crate) fn flush(stream: &'static Stream, memory: &'static Memory) {
     let slot = stream.own_slot();
     let (reader, work) = guard.parts();
     let mut rider = Rider { memory, tap: work.tap, fd: stream.fd.load(Relaxed), slot, failed: 0 };
-    work.flush(reader, &mut rider);
+    work.worker.flush(reader, &mut rider);
 }
