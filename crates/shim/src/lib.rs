@@ -15,7 +15,7 @@
 //! | `receive`, `message` | reads, and datagrams in the program's terms |
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
 //! | `driver` | busy polling |
-//! | `demux`, `options`, `queue`, `frames` | pure cores |
+//! | `demux`, `merge`, `options`, `queue`, `frames` | pure cores |
 //!
 //! Nothing here panics on what a program or a packet can do, allocates for a datagram, or waits for a lock on the way of
 //! one. The exceptions to Linux's behaviour are listed in docs/limitations.md.
@@ -42,6 +42,7 @@ mod frames;
 mod hooks;
 #[allow(unsafe_code)]
 mod lock;
+mod merge;
 #[allow(unsafe_code)]
 mod message;
 #[allow(unsafe_code)]

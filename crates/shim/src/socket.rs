@@ -34,6 +34,8 @@ pub(crate) mod want {
     pub(crate) const OVERFLOW: u32 = 1 << 8;
     /// The `*_NEW` forms of the two timestamps: the same layout on 64-bit, another type number.
     pub(crate) const TIME_NEW: u32 = 1 << 9;
+    /// UDP_GRO: neighbours in the queue may be read as one.
+    pub(crate) const GRO: u32 = 1 << 10;
     /// Any arrival time.
     pub(crate) const TIME: u32 = TIMESTAMP | TIMESTAMPNS;
 }
@@ -230,8 +232,13 @@ impl Socket {
     }
 
     #[inline]
-    pub(crate) fn pop(&self) -> Option<u32> {
+    pub(crate) fn pop(&self) -> Option<(u32, u32)> {
         self.queue()?.pop()
+    }
+
+    #[inline]
+    pub(crate) fn pop_if(&self, ticket: u32, accept: impl FnOnce(u32) -> bool) -> Option<u32> {
+        self.queue()?.pop_if(ticket, accept)
     }
 
     #[inline]
@@ -266,9 +273,16 @@ impl Socket {
         }
     }
 
-    /// Counts a lifted datagram taken; true when the kernel's queue is due for a look.
+    /// Counts a lifted datagram taken; every so often the kernel's queue is due for a look.
     #[inline]
-    pub(crate) fn kernel_due(&self) -> bool {
+    pub(crate) fn count_taken(&self) {
+        if self.kernel_due() {
+            self.kernel_first.store(true, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn kernel_due(&self) -> bool {
         let row = self.in_a_row.load(Relaxed) + 1;
         self.in_a_row.store(if row >= KERNEL_TURN { 0 } else { row }, Relaxed);
         row >= KERNEL_TURN
