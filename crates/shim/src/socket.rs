@@ -313,7 +313,10 @@ impl Socket {
         if self.spills() {
             return self.is_empty();
         }
-        self.kernel_first.load(Relaxed) || self.peeked.load(Relaxed) == peeked::KERNEL
+        match self.peeked.load(Relaxed) {
+            peeked::NOTHING => self.kernel_first.load(Relaxed),
+            peeked => peeked == peeked::KERNEL,
+        }
     }
 
     /// Hangs a thread's bell on the socket; false if there is no place left.
@@ -362,6 +365,20 @@ mod tests {
     fn the_kernel_gets_a_turn_every_so_often() {
         let socket = Socket::new();
         assert_eq!((0..200).filter(|_| socket.kernel_due()).count(), 3);
+    }
+
+    #[test]
+    fn a_read_takes_from_the_queue_that_a_peek_has_shown() {
+        let socket = Socket::new();
+        for kernel_first in [true, false] {
+            socket.kernel_first.store(kernel_first, Relaxed);
+            for (seen, expected) in
+                [(peeked::NOTHING, kernel_first), (peeked::LIFTED, false), (peeked::KERNEL, true)]
+            {
+                socket.peeked.store(seen, Relaxed);
+                assert_eq!(socket.kernel_goes_first(), expected);
+            }
+        }
     }
 
     #[test]
