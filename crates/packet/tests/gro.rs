@@ -1,7 +1,11 @@
-//! GRO against a model of the kernel's rules, over any operations.
+//! GRO by its rules one by one, and against a model of them over any operations.
+
+#![allow(clippy::unwrap_used)] // helpers of tests: a panic is the failure
 
 #[path = "../../../fuzz/src/gro.rs"]
 mod model;
+#[path = "gro/rules.rs"]
+mod rules;
 
 use hoist_packet::gro::Counts;
 use proptest::prelude::*;
