@@ -15,6 +15,7 @@
 //! | `receive`, `message` | reads, and datagrams in the program's terms |
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
 //! | `driver` | busy polling |
+//! | `tcp` | connections |
 //! | `demux`, `options`, `queue`, `frames` | pure cores |
 //!
 //! Nothing here panics on what a program or a packet can do, allocates for a datagram, or waits for a lock on the way of
@@ -59,6 +60,8 @@ mod socket;
 mod sys;
 #[allow(unsafe_code)]
 mod table;
+#[allow(unsafe_code)]
+mod tcp;
 #[allow(unsafe_code)]
 mod wait;
 
