@@ -17,8 +17,8 @@ use core::sync::atomic::{
     fence,
 };
 use hoist_ipc::page::{RingStats, StatsPage};
-use hoist_packet::{Refused, flow::FlowKey};
 use hoist_packet::udp::{self, ChecksumTrust, Datagram};
+use hoist_packet::{Refused, flow::FlowKey};
 use hoist_xsk::{Desc, FillRing, RxRing, Umem};
 
 /// Frames taken from one ring before the next gets its turn.
@@ -209,8 +209,14 @@ pub(crate) fn give_back(memory: &Memory, frame: u32) {
 
 impl State {
     const fn new() -> Self {
-        let (rings, ports, touched) = (Vec::new(), Vec::new(), [None; TOUCHED]);
-        Self { rings, ports, touched, touched_count: 0, streams: Flows::new(), unflushed: Vec::new() }
+        Self {
+            rings: Vec::new(),
+            ports: Vec::new(),
+            touched: [None; TOUCHED],
+            touched_count: 0,
+            streams: Flows::new(),
+            unflushed: Vec::new(),
+        }
     }
 
     /// Remembers the UMEM. A second one is refused: frames of the first may still be in use.

@@ -108,7 +108,8 @@ pub(crate) fn queued(fd: c_int) -> Result<u64> {
 /// Memory that forked children share.
 pub(crate) fn shared_memory(len: usize) -> Result<*mut u8> {
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-    call(libc::SYS_mmap, [0, len, prot as usize, flags as usize, usize::MAX, 0]).map(|address| address as *mut u8)
+    call(libc::SYS_mmap, [0, len, prot as usize, flags as usize, usize::MAX, 0])
+        .map(|address| address as *mut u8)
 }
 
 pub(crate) fn process_exists(pid: i32) -> bool {

@@ -117,7 +117,11 @@ impl<D> StreamIndex<D> {
         let mut found = None;
         let mut at = from;
         let mut note = |index, from, to| {
-            if from < to && found.replace(Gap { at: index, from, to }).is_some() { Err(Holes) } else { Ok(()) }
+            if from < to && found.replace(Gap { at: index, from, to }).is_some() {
+                Err(Holes)
+            } else {
+                Ok(())
+            }
         };
         let mut index = first;
         while let Some(entry) = self.entries.get(index).filter(|entry| entry.start < to) {

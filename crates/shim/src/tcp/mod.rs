@@ -23,7 +23,7 @@ mod wait;
 mod work;
 
 pub(crate) use flows::Flows;
-pub(crate) use read::{readv, recvfrom, recvmsg};
+pub(crate) use read::{readv, recvfrom, recvmsg, splice};
 pub(crate) use ride::{Delivered, From, deliver, flush};
 pub(crate) use stream::{Guard, Stream};
 pub(crate) use ticker::Asleep;
@@ -123,21 +123,26 @@ fn due(stream: &Stream) -> bool {
     wanted && stream.kept().is_none() && control::own_process()
 }
 
-/// A read that goes straight to the kernel.
+/// A read that goes straight to the kernel; None: the stream has become involved, and nothing was read.
+///
+/// # Errors
+/// EINTR while it spins.
 pub(crate) fn plain_read(
     stream: &'static Stream,
     fd: c_int,
     flags: c_int,
     read: impl FnOnce() -> ssize_t,
-) -> Option<ssize_t> {
+) -> Result<Option<ssize_t>, Errno> {
+    if crate::driver::spins() && flags & libc::MSG_DONTWAIT == 0 {
+        wait::before_plain_read(stream, fd)?;
+    }
     let took = |received: &ssize_t| {
         let counts = *received > 0 && flags & (libc::MSG_PEEK | libc::MSG_OOB | libc::MSG_ERRQUEUE) == 0;
         if counts { *received as u64 } else { 0 }
     };
-    let received = stream.plainly(read, took)?;
+    let Some(received) = stream.plainly(read, took) else { return Ok(None) };
     read::count_passed(stream, took(&received) as usize);
-    let _ = fd;
-    Some(received)
+    Ok(Some(received))
 }
 
 /// What `--tcp auto` says of it: None: lift.
@@ -196,7 +201,11 @@ fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
     if !stream.involved() {
         // every byte that was read was seen: else somebody reads past the shim, and would read ghosts
         if standing.read != stream.seen() {
-            return Err(if stream.seen() > standing.read { Refusal::Later } else { Refusal::Never(Reason::ReadAround) });
+            return Err(if stream.seen() > standing.read {
+                Refusal::Later
+            } else {
+                Refusal::Never(Reason::ReadAround)
+            });
         }
         if !stream.involve(&mut guard) {
             return Err(Refusal::Later);
@@ -255,7 +264,9 @@ static PLACES: crate::lock::PumpLock<Vec<([u8; 16], Reason)>> = crate::lock::Pum
 /// Makes sure that there are rings where the connection's packets arrive.
 fn known_place(slot: &Slot, stream: &Stream, fd: c_int) -> Result<(), Refusal> {
     let local = Slot::address(&slot.local);
-    let known = PLACES.lock().and_then(|places| places.iter().find(|(ip, _)| *ip == local).map(|(_, reason)| *reason));
+    let known = PLACES
+        .lock()
+        .and_then(|places| places.iter().find(|(ip, _)| *ip == local).map(|(_, reason)| *reason));
     let reason = known.unwrap_or_else(|| {
         let reason = control::ask_for_streams(fd, stream.cookie.load(Relaxed));
         if let Some(mut places) = PLACES.lock() {
@@ -316,7 +327,12 @@ impl Standing {
             if again.quads[BYTES_RECEIVED] == accepted && queued <= accepted {
                 // ESTABLISHED, FIN_WAIT1, FIN_WAIT2
                 let receives = matches!(again.state, 1 | 4 | 5);
-                return Some(Self { receives, accepted, read: accepted - queued, longest: again.words[ADVMSS] });
+                return Some(Self {
+                    receives,
+                    accepted,
+                    read: accepted - queued,
+                    longest: again.words[ADVMSS],
+                });
             }
         }
         None

@@ -7,14 +7,14 @@ use super::{
     wait,
 };
 use crate::{
-    engine::{self, Memory},
+    engine,
     message::plausible,
     sys,
     wait::{Deadline, Woken},
 };
 use core::sync::atomic::Ordering::Relaxed;
-use hoist_sys::Errno;
 use hoist_stream::{Kernel, Sink};
+use hoist_sys::Errno;
 use libc::{c_int, iovec, msghdr, sockaddr, socklen_t};
 
 type Result<T> = core::result::Result<T, Errno>;
@@ -26,10 +26,18 @@ const UNDRAINED: u64 = 128 << 10;
 /// Where a read goes.
 #[derive(Clone, Copy)]
 pub(crate) enum Target {
-    One { base: *mut u8, len: usize },
-    Many { vector: *const iovec, count: usize },
+    One {
+        base: *mut u8,
+        len: usize,
+    },
+    Many {
+        vector: *const iovec,
+        count: usize,
+    },
     /// MSG_TRUNC: nowhere.
-    Nowhere { len: usize },
+    Nowhere {
+        len: usize,
+    },
 }
 
 impl Target {
@@ -73,7 +81,8 @@ impl Target {
         let bad = match self {
             Self::One { base, len } => len > 0 && !plausible(base),
             Self::Many { vector, count } => {
-                count > 0 && !plausible(vector) || self.pieces().any(|(base, len)| len > 0 && !plausible(base))
+                count > 0 && !plausible(vector)
+                    || self.pieces().any(|(base, len)| len > 0 && !plausible(base))
             }
             Self::Nowhere { .. } => false,
         };
@@ -179,7 +188,11 @@ struct Call {
 /// # Errors
 /// As recv(2).
 pub(crate) fn read(stream: &'static Stream, fd: c_int, target: Target, flags: c_int) -> Result<usize> {
-    let target = if flags & libc::MSG_TRUNC != 0 { Target::Nowhere { len: target.len() } } else { target.checked()? };
+    let target = if flags & libc::MSG_TRUNC != 0 {
+        Target::Nowhere { len: target.len() }
+    } else {
+        target.checked()?
+    };
     let len = target.len().min(i32::MAX as usize & !4095); // MAX_RW_COUNT
     let enough = if flags & libc::MSG_WAITALL != 0 { len } else { len.min(lowat(stream, fd)).max(1) };
     Call { stream, socket: Socket { fd, target }, flags, len, done: 0, enough }.run()
@@ -242,8 +255,8 @@ impl Call {
         let mut guard = self.guard()?;
         let (reader, work) = guard.parts();
         let free = |held: Held| held.free(memory);
-        let (socket, mut target) = (&mut self.socket, self.socket_target());
-        let taken = reader.take(&mut work.index, socket, &mut target, self.done, self.len - self.done, free)?;
+        let (mut target, at, max) = (self.socket.target, self.done, self.len - self.done);
+        let taken = reader.take(&mut work.index, &mut self.socket, &mut target, at, max, free)?;
         if taken == 0 {
             return Ok(false);
         }
@@ -253,10 +266,6 @@ impl Call {
             let _ = reader.drain(&mut self.socket); // tried again
         }
         Ok(true)
-    }
-
-    fn socket_target(&self) -> Target {
-        self.socket.target
     }
 
     /// From frames, then from the kernel.
@@ -290,7 +299,8 @@ impl Call {
     /// After something was read: an error or the end is for the next call to report (`tcp_recvmsg_locked`), and asking the kernel
     /// would use it up (`sock_error`). None: there is data.
     fn without_error(&self) -> Option<Look> {
-        let mut entry = libc::pollfd { fd: self.socket.fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
+        let mut entry =
+            libc::pollfd { fd: self.socket.fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
         let _ = sys::poll_look(&raw mut entry, 1);
         let over = entry.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLRDHUP) != 0;
         let undrained = self.guard().ok()?.reader().undrained();
@@ -311,7 +321,7 @@ impl Call {
                 held.free(memory);
             }
         };
-        let mut target = self.socket_target();
+        let mut target = self.socket.target;
         let len = self.len - at;
         let taken = reader.through(&mut work.index, &mut self.socket, &mut target, at, len, peek, free)?;
         let Some(taken) = taken else { return Ok(None) };
@@ -330,7 +340,7 @@ impl Call {
 }
 
 /// SO_RCVTIMEO.
-fn timeout(fd: c_int) -> Deadline {
+pub(crate) fn timeout(fd: c_int) -> Deadline {
     let time = sys::option::<[i64; 2]>(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO).unwrap_or_default();
     match time {
         [0, 0] => Deadline::NEVER,
@@ -380,7 +390,12 @@ pub(crate) fn recvfrom(
 ///
 /// # Safety
 /// `header` is the program's, as in recvmsg(2).
-pub(crate) unsafe fn recvmsg(stream: &'static Stream, fd: c_int, header: *mut msghdr, flags: c_int) -> Result<usize> {
+pub(crate) unsafe fn recvmsg(
+    stream: &'static Stream,
+    fd: c_int,
+    header: *mut msghdr,
+    flags: c_int,
+) -> Result<usize> {
     if !plausible(header) {
         return Err(Errno(libc::EFAULT));
     }
@@ -403,19 +418,35 @@ pub(crate) unsafe fn recvmsg(stream: &'static Stream, fd: c_int, header: *mut ms
 ///
 /// # Safety
 /// `vector` has `count` entries, as in readv(2).
-pub(crate) unsafe fn readv(stream: &'static Stream, fd: c_int, vector: *const iovec, count: c_int) -> Result<usize> {
+pub(crate) unsafe fn readv(
+    stream: &'static Stream,
+    fd: c_int,
+    vector: *const iovec,
+    count: c_int,
+) -> Result<usize> {
     if !(0..=libc::UIO_MAXIOV).contains(&count) {
         return Err(Errno(libc::EINVAL));
     }
     read(stream, fd, Target::Many { vector, count: count as usize }, 0)
 }
 
+/// splice(2) of held data to a pipe: what fits is written to it. The stream is demoted by now, so there is an end of it.
+pub(crate) fn splice(
+    stream: &'static Stream,
+    fd: c_int,
+    to: c_int,
+    len: usize,
+    flags: libc::c_uint,
+) -> Result<usize> {
+    let dontwait = if flags & libc::SPLICE_F_NONBLOCK != 0 { libc::MSG_DONTWAIT } else { 0 };
+    let mut buffer = vec![0; len.min(64 << 10)];
+    let target = Target::One { base: buffer.as_mut_ptr(), len: buffer.len() };
+    let peeked = read(stream, fd, target, libc::MSG_PEEK | dontwait)?;
+    let written = sys::write(to, &buffer[..peeked])?;
+    read(stream, fd, Target::Nowhere { len: written }, libc::MSG_TRUNC | libc::MSG_WAITALL)
+}
+
 /// Discards the ghosts of what has been read, so that what the kernel says of the stream is so.
 pub(crate) fn drain(guard: &mut Guard, fd: c_int) {
     let _ = guard.reader().drain(&mut Socket::of(fd));
-}
-
-#[allow(dead_code)]
-pub(crate) fn free_into(memory: &'static Memory) -> impl FnMut(Held) {
-    move |held| held.free(memory)
 }

@@ -88,7 +88,8 @@ impl Ride for Rider {
     }
 
     fn real(&mut self, merged: &Merged, loads: &[Load]) {
-        let pieces: [iovec; VECTOR] = core::array::from_fn(|i| loads.get(i).map_or(piece(&[]), |load| piece(self.packet(load))));
+        let pieces: [iovec; VECTOR] =
+            core::array::from_fn(|i| loads.get(i).map_or(piece(&[]), |load| piece(self.packet(load))));
         self.merged(merged, pieces[..loads.len().min(VECTOR - 2)].iter().copied());
         if let Some(slot) = self.slot {
             slot.rode.fetch_add(1, Relaxed);

@@ -35,7 +35,8 @@ fn start() {
     }
     // The program's handlers run on its own threads: this one takes no signals.
     let Ok(mask) = sys::set_sigmask(!0) else { return };
-    let started = std::thread::Builder::new().name("hoist".into()).stack_size(256 << 10).spawn(move || run(timer));
+    let started =
+        std::thread::Builder::new().name("hoist".into()).stack_size(256 << 10).spawn(move || run(timer));
     let _ = sys::set_sigmask(mask);
     if started.is_err() {
         TIMER.store(-1, Relaxed);

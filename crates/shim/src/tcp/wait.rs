@@ -1,11 +1,12 @@
 //! Sleeping until a stream has something: the kernel's socket, or the rings.
 
-use super::{stream::Stream, ticker};
+use super::{read, stream::Stream, ticker};
 use crate::{
     driver::{self, Spun},
     engine, sys,
     wait::{self, Deadline, PollSet, Woken},
 };
+use hoist_sys::Errno;
 use libc::{POLLIN, c_int};
 
 /// A peek that waits for more than there is looks again after so long, ns.
@@ -47,6 +48,18 @@ fn spin(stream: &'static Stream, fd: c_int, deadline: Deadline) -> Option<Woken>
         // with a timeout, Linux never restarts (sock_intr_errno)
         Spun::Signal { restarts } if !(restarts && deadline.is_never()) => Some(Woken::Interrupted),
         Spun::Signal { .. } | Spun::Nothing => None,
+    }
+}
+
+/// `--spin-us` for a stream that is not involved: its data comes through the kernel, and the spinning thread runs the driver.
+pub(crate) fn before_plain_read(stream: &'static Stream, fd: c_int) -> Result<(), Errno> {
+    let waits = sys::status_flags(fd).is_ok_and(|flags| flags & libc::O_NONBLOCK == 0);
+    if !waits || readable(stream, fd) {
+        return Ok(());
+    }
+    match spin(stream, fd, read::timeout(fd)) {
+        Some(Woken::Interrupted) => Err(Errno(libc::EINTR)),
+        _ => Ok(()),
     }
 }
 

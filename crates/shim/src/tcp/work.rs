@@ -177,7 +177,10 @@ impl Work {
             self.good = mark; // its time is the latest
         } else {
             self.loads.push(load);
-            self.candidate = at.filter(|_| in_order).zip(mark).map(|(at, good)| Candidate { end: at + u64::from(len), good });
+            self.candidate = at
+                .filter(|_| in_order)
+                .zip(mark)
+                .map(|(at, good)| Candidate { end: at + u64::from(len), good });
         }
         if in_order {
             self.next += u64::from(len);
@@ -246,7 +249,14 @@ impl Work {
 
     /// A segment that is never merged, after all that waits.
     #[cold]
-    fn alone(&mut self, reader: &Reader, frame: u32, packet: &[u8], segment: &Segment, ride: &mut impl Ride) -> Fate {
+    fn alone(
+        &mut self,
+        reader: &Reader,
+        frame: u32,
+        packet: &[u8],
+        segment: &Segment,
+        ride: &mut impl Ride,
+    ) -> Fate {
         self.flush(reader, ride);
         ride.frame(packet, segment);
         ride.free(frame);
@@ -290,7 +300,8 @@ fn emit(merged: &Merged, ghosts: bool, loads: &mut Vec<Load>, ride: &mut impl Ri
 /// Acknowledgement and timestamp of a segment; None if it has other options (`tcp_fast_parse_options`).
 #[inline]
 fn mark(packet: &[u8], segment: &Segment) -> Option<Good> {
-    let options = packet.get(segment.transport_at as usize + tcp::HEADER_LEN..segment.payload.start as usize)?;
+    let options =
+        packet.get(segment.transport_at as usize + tcp::HEADER_LEN..segment.payload.start as usize)?;
     let time = match options {
         [] => None,
         // NOP, NOP, timestamps
