@@ -11,7 +11,7 @@ use hoist_packet::gro::Counts;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_operations_give_what_the_model_gives_and_segment_again(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
