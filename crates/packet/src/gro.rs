@@ -108,18 +108,19 @@ impl Counts {
     }
 }
 
-/// Merges segments. Of a fixed size, some 10 KiB; nothing is allocated.
+/// Merges segments of up to `FLOWS` flows at a time, at most [`MAX_FLOWS`]. Of a fixed size, some 160 bytes a flow; nothing is
+/// allocated.
 #[derive(Clone, Debug)]
-pub struct Gro {
-    table: Table,
+pub struct Gro<const FLOWS: usize = MAX_FLOWS> {
+    table: Table<FLOWS>,
     limits: Limits,
     counts: Counts,
 }
 
-impl Gro {
+impl<const FLOWS: usize> Gro<FLOWS> {
     /// An engine that holds nothing yet.
     pub fn new(limits: Limits) -> Self {
-        let flows = limits.flows.clamp(1, MAX_FLOWS);
+        let flows = limits.flows.clamp(1, FLOWS);
         let limits = Limits { flows, bytes: limits.bytes.min(MAX_BYTES), ..limits };
         Self { table: Table::new(flows), limits, counts: Counts::default() }
     }

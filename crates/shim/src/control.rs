@@ -1,6 +1,7 @@
 //! The way to the broker: what is asked when sockets come, change and go. Never on the path of a datagram.
 
 use crate::{
+    chunk,
     demux::Endpoint,
     driver,
     engine::{self, ENGINE, NewRing},
@@ -799,6 +800,7 @@ pub(crate) extern "C" fn before_fork() {
         TAKEN_FOR_FORK.fetch_or(1, Relaxed);
     }
     if let Some(engine) = ENGINE.lock() {
+        chunk::before_fork();
         core::mem::forget(engine);
         TAKEN_FOR_FORK.fetch_or(2, Relaxed);
     }
@@ -807,9 +809,10 @@ pub(crate) extern "C" fn before_fork() {
 /// Which locks `before_fork` took: a fork in a signal handler that interrupted the holder took none.
 static TAKEN_FOR_FORK: AtomicU32 = AtomicU32::new(0);
 
-fn release_after_fork() {
+fn release_after_fork(child: bool) {
     let taken = TAKEN_FOR_FORK.swap(0, Relaxed);
     if taken & 2 != 0 {
+        chunk::after_fork(child);
         ENGINE.release_forgotten();
     }
     if taken & 1 != 0 {
@@ -819,7 +822,7 @@ fn release_after_fork() {
 
 pub(crate) extern "C" fn after_fork_in_parent() {
     if active() {
-        release_after_fork();
+        release_after_fork(false);
         tcp::after_fork_in_parent();
     }
 }
@@ -829,7 +832,7 @@ pub(crate) extern "C" fn after_fork_in_child() {
     if !active() {
         return;
     }
-    release_after_fork();
+    release_after_fork(true);
     PID.store(sys::getpid(), Relaxed);
     engine::own();
     for (fd, _) in SOCKETS.iter(highest()) {

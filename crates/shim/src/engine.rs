@@ -51,6 +51,7 @@ pub(crate) struct Memory {
     pub(crate) umem: Umem,
     pub(crate) frames: Frames,
     returned: [Returned; hoist_ipc::page::RINGS],
+    short: [AtomicBool; hoist_ipc::page::RINGS],
 }
 
 static MEMORY: AtomicPtr<Memory> = AtomicPtr::new(core::ptr::null_mut());
@@ -207,6 +208,13 @@ pub(crate) fn give_back(memory: &Memory, frame: u32) {
     }
 }
 
+/// Whether so many of a ring's frames are away that no more may be held back by chunks. Exact enough as of the last look: sockets and
+/// chunks have more frames only after one.
+#[inline]
+pub(crate) fn runs_short(memory: &Memory, ring: u16) -> bool {
+    memory.short.get(usize::from(ring)).is_none_or(|short| short.load(Relaxed))
+}
+
 impl State {
     const fn new() -> Self {
         Self {
@@ -225,7 +233,12 @@ impl State {
             return false;
         }
         let frames = Frames::new(umem.frames());
-        let memory = Memory { umem, frames, returned: [const { Returned::new() }; hoist_ipc::page::RINGS] };
+        let memory = Memory {
+            umem,
+            frames,
+            returned: [const { Returned::new() }; hoist_ipc::page::RINGS],
+            short: [const { AtomicBool::new(false) }; hoist_ipc::page::RINGS],
+        };
         MEMORY.store(Box::into_raw(Box::new(memory)), Release);
         true
     }
@@ -326,6 +339,7 @@ impl State {
         let mut pushed = false;
         let at_home = ring.fill.pending() + ring.rx.pending() + ring.reserve.len() as u32;
         ring.held = ring.frames.saturating_sub(at_home);
+        memory.short[index].store(ring.held > ring.frames / 4, Relaxed);
         for frame in memory.returned[index].take(&memory.frames) {
             if want > 0 && ring.fill.push(memory.umem.addr_of(frame)) {
                 want -= 1;
@@ -693,6 +707,9 @@ impl State {
             self.rings[index].reserve.extend(returned);
         }
         let mut queued = vec![0u64; self.rings.len()];
+        for frame in memory.frames.held() {
+            queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
+        }
         for socket in sockets {
             while let Some(frame) = socket.pop() {
                 queued[usize::from(memory.frames.arrival(frame).ring)] += 1;

@@ -3,6 +3,7 @@
 //! Each decides in a line whether the call concerns a socket of ours, and otherwise is libc's own.
 
 use crate::{
+    chunk::{self, Chunk},
     control, driver,
     epoll::Wait,
     message::plausible,
@@ -300,6 +301,47 @@ unsafe fn streams_recvmmsg(
         }
     }
     done as c_int
+}
+
+// The native API (docs/native.md).
+hooks! {
+    fn hoist_recv_chunk(fd: c_int, chunk: *mut Chunk, max: size_t, flags: c_int) -> ssize_t {
+        let Some(chunk) = chunk::place(chunk, flags) else { return -1 };
+        match lifted(fd) {
+            Some(socket) => to_libc(chunk::receive_at_most(socket, fd, chunk, max, flags)),
+            None => stream_chunk(fd, chunk, max, flags),
+        }
+    }
+
+    fn hoist_recv_chunk_from(fd: c_int, chunk: *mut Chunk, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t {
+        let Some(chunk) = chunk::place(chunk, flags) else { return -1 };
+        match lifted(fd) {
+            Some(socket) => to_libc(chunk::receive(socket, fd, chunk, flags, (name, name_len))),
+            None => chunk::read(chunk, usize::MAX, |base, len| {
+                kernel_read(fd, || next::recvfrom(fd, base.cast(), len, flags, name, name_len))
+            }),
+        }
+    }
+
+    fn hoist_release_chunk(chunk: *mut Chunk) -> () {
+        if plausible(chunk) {
+            (*chunk).release();
+        }
+    }
+}
+
+/// A chunk of what is no lifted UDP socket.
+unsafe fn stream_chunk(fd: c_int, chunk: &mut Chunk, max: usize, flags: c_int) -> ssize_t {
+    if max > 0
+        && let Some(stream) = STREAMS.of(fd)
+    {
+        stream.native.store(true, Relaxed);
+        if tcp::reading(fd).is_some() {
+            return to_libc(tcp::recv_chunk(stream, fd, chunk, max, flags));
+        }
+    }
+    // SAFETY: the base is room of the chunk's own.
+    chunk::read(chunk, max, |base, len| unsafe { recv(fd, base.cast(), len, flags) })
 }
 
 /// Flags that do not ask for another queue than the datagrams'.

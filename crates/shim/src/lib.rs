@@ -13,6 +13,7 @@
 //! | `control` | the broker, and the life of sockets |
 //! | `engine` | rings to sockets |
 //! | `receive`, `message` | reads, and datagrams in the program's terms |
+//! | `chunk` | received bytes handed out where they lie: the native API's side |
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
 //! | `driver` | busy polling |
 //! | `tcp` | connections |
@@ -27,6 +28,8 @@
 #[allow(unsafe_code)]
 mod admit;
 mod bells;
+#[allow(unsafe_code)]
+mod chunk;
 #[allow(unsafe_code)]
 mod control;
 mod demux;

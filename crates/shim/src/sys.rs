@@ -224,6 +224,22 @@ pub(crate) fn page_wiped_on_fork() -> Option<*mut core::sync::atomic::AtomicU32>
     Some(page as *mut _)
 }
 
+/// Fresh memory of `len` bytes, private to the process.
+pub(crate) fn map_private(len: usize) -> Result<usize> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    call(libc::SYS_mmap, [0, len, prot as usize, flags as usize, usize::MAX, 0])
+}
+
+pub(crate) fn unmap(address: usize, len: usize) {
+    let _ = call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]);
+}
+
+/// Moves a mapping to where another one of the same length is, which goes.
+pub(crate) fn map_over(from: usize, to: usize, len: usize) -> Result<()> {
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
+    call(libc::SYS_mremap, [from, len, len, flags, to, 0]).map(drop)
+}
+
 pub(crate) fn yield_now() {
     let _ = call(libc::SYS_sched_yield, [0; 6]);
 }

@@ -1,10 +1,10 @@
 //! What is held, and how a segment finds its flow: the last flow first, then by tag, then by addresses and ports.
 
-use super::{MAX_FLOWS, Merged, headers::Headers};
+use super::{Merged, headers::Headers};
 
 /// At most one packet a flow.
 #[derive(Clone, Debug)]
-pub(super) struct Table {
+pub(super) struct Table<const FLOWS: usize> {
     /// Slots in use, a bit each.
     used: u64,
     /// Slots that may be used, a bit each.
@@ -12,22 +12,22 @@ pub(super) struct Table {
     last: usize,
     /// Order of insertion, modulo 2^32.
     clock: u32,
-    tags: [u32; MAX_FLOWS],
-    born: [u32; MAX_FLOWS],
-    held: [Merged; MAX_FLOWS],
+    tags: [u32; FLOWS],
+    born: [u32; FLOWS],
+    held: [Merged; FLOWS],
 }
 
-impl Table {
-    /// Room for `flows`, 1 to [`MAX_FLOWS`].
+impl<const FLOWS: usize> Table<FLOWS> {
+    /// Room for `flows`, 1 to `FLOWS`.
     pub(super) fn new(flows: usize) -> Self {
         Self {
             used: 0,
-            allowed: u64::MAX >> (MAX_FLOWS - flows),
+            allowed: u64::MAX >> (64 - flows),
             last: 0,
             clock: 0,
-            tags: [0; MAX_FLOWS],
-            born: [0; MAX_FLOWS],
-            held: [const { Merged::EMPTY }; MAX_FLOWS],
+            tags: [0; FLOWS],
+            born: [0; FLOWS],
+            held: [const { Merged::EMPTY }; FLOWS],
         }
     }
 
@@ -54,13 +54,13 @@ impl Table {
 
     #[inline(always)]
     fn holds(&self, slot: usize, headers: &Headers<'_>) -> bool {
-        self.used >> (slot % MAX_FLOWS) & 1 == 1 && self.held[slot % MAX_FLOWS].same_flow(headers)
+        self.used >> (slot % FLOWS) & 1 == 1 && self.held[slot % FLOWS].same_flow(headers)
     }
 
     /// A packet that was found or is the oldest.
     #[inline(always)]
     pub(super) fn held_mut(&mut self, slot: usize) -> &mut Merged {
-        &mut self.held[slot % MAX_FLOWS]
+        &mut self.held[slot % FLOWS]
     }
 
     /// The oldest if there is no room for another.
@@ -74,7 +74,7 @@ impl Table {
 
     /// Holds the first of a flow; the caller has made room.
     pub(super) fn insert(&mut self, headers: &Headers<'_>, first: Merged) {
-        let slot = (!self.used & self.allowed).trailing_zeros() as usize % MAX_FLOWS;
+        let slot = (!self.used & self.allowed).trailing_zeros() as usize % FLOWS;
         self.held[slot] = first;
         self.tags[slot] = headers.tag();
         self.born[slot] = self.clock;
@@ -85,7 +85,7 @@ impl Table {
 
     #[inline(always)]
     pub(super) fn remove(&mut self, slot: usize) {
-        self.used &= !(1 << (slot % MAX_FLOWS));
+        self.used &= !(1 << (slot % FLOWS));
     }
 }
 
@@ -93,6 +93,6 @@ fn slots(mut bits: u64) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
         let slot = bits.trailing_zeros() as usize;
         bits &= bits.wrapping_sub(1);
-        (slot < MAX_FLOWS).then_some(slot)
+        (slot < 64).then_some(slot)
     })
 }

@@ -23,7 +23,7 @@ mod wait;
 mod work;
 
 pub(crate) use flows::Flows;
-pub(crate) use read::{readv, recvfrom, recvmsg, splice};
+pub(crate) use read::{readv, recv_chunk, recvfrom, recvmsg, splice};
 pub(crate) use ride::{Delivered, From, deliver, flush};
 pub(crate) use stream::{Guard, Stream};
 pub(crate) use ticker::Asleep;
@@ -32,6 +32,7 @@ pub(crate) use work::Room;
 use crate::{
     control,
     engine::{self, ENGINE},
+    lock::PumpLock,
     sys,
     table::STREAMS,
 };
@@ -118,7 +119,7 @@ fn due(stream: &Stream) -> bool {
     let wanted = match policy() {
         Policy::Off => false,
         Policy::Lift => true,
-        Policy::Auto => stream.seen() >= SMALL,
+        Policy::Auto => stream.seen() >= SMALL || stream.native.load(Relaxed),
     };
     wanted && stream.kept().is_none() && control::own_process()
 }
@@ -178,6 +179,10 @@ enum Refusal {
 
 fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
     let slot = published(stream, fd)?;
+    if stream.involved() {
+        ticker::need();
+        return lift(stream, slot);
+    }
     if let Some(reason) = verdict(stream) {
         return Err(Refusal::Never(reason));
     }
@@ -216,6 +221,11 @@ fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
         state.streams.insert(key, stream);
     }
     drop(guard);
+    drop(state);
+    lift(stream, slot)
+}
+
+fn lift(stream: &Stream, slot: &Slot) -> Result<(), Refusal> {
     if steer(stream, Steering::Lift) {
         slot.pid.store(control::pid() as u32, Relaxed);
         slot.reason.store(Reason::Lifted as u32, Relaxed);
@@ -258,19 +268,32 @@ fn published(stream: &Stream, fd: c_int) -> Result<&'static Slot, Refusal> {
     Ok(slot)
 }
 
-/// Local addresses for which the broker has been asked, and its answer.
-static PLACES: crate::lock::PumpLock<Vec<([u8; 16], Reason)>> = crate::lock::PumpLock::new(Vec::new());
+/// A local address for which the broker has been asked.
+struct Place {
+    local: [u8; 16],
+    /// Its answer.
+    reason: Reason,
+    /// Until when a refusal holds, CLOCK_MONOTONIC ns.
+    until: u64,
+}
+
+static PLACES: PumpLock<Vec<Place>> = PumpLock::new(Vec::new());
+
+/// For so long a refusal is not asked about again, ns.
+const REFUSED_NS: u64 = 1_000_000_000;
 
 /// Makes sure that there are rings where the connection's packets arrive.
 fn known_place(slot: &Slot, stream: &Stream, fd: c_int) -> Result<(), Refusal> {
     let local = Slot::address(&slot.local);
-    let known = PLACES
-        .lock()
-        .and_then(|places| places.iter().find(|(ip, _)| *ip == local).map(|(_, reason)| *reason));
+    let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+    let holds =
+        |place: &&Place| place.local == local && (place.reason == Reason::Lifted || now < place.until);
+    let known = PLACES.lock().and_then(|places| places.iter().find(holds).map(|place| place.reason));
     let reason = known.unwrap_or_else(|| {
         let reason = control::ask_for_streams(fd, stream.cookie.load(Relaxed));
         if let Some(mut places) = PLACES.lock() {
-            places.push((local, reason));
+            places.retain(|place| place.local != local);
+            places.push(Place { local, reason, until: now + REFUSED_NS });
         }
         reason
     });
@@ -512,7 +535,7 @@ pub(crate) fn reconnecting(fd: c_int) {
 // ---- fork, exec, exit ----
 
 /// Streams whose locks the forking thread holds until it has forked.
-static FORKING: crate::lock::PumpLock<Vec<Guard>> = crate::lock::PumpLock::new(Vec::new());
+static FORKING: PumpLock<Vec<Guard>> = PumpLock::new(Vec::new());
 
 /// Before fork: nothing is lifted any more, and what is held is in memory that parent and child have both.
 pub(crate) fn before_fork() {

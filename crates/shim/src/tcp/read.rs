@@ -7,7 +7,8 @@ use super::{
     wait,
 };
 use crate::{
-    engine,
+    chunk::{self, Chunk},
+    engine::{self, Memory},
     message::plausible,
     sys,
     wait::{Deadline, Woken},
@@ -428,6 +429,69 @@ pub(crate) unsafe fn readv(
         return Err(Errno(libc::EINVAL));
     }
     read(stream, fd, Target::Many { vector, count: count as usize }, 0)
+}
+
+/// A chunk of the stream, where it lies if it lies together.
+///
+/// # Errors
+/// As recv(2).
+pub(crate) fn recv_chunk(
+    stream: &'static Stream,
+    fd: c_int,
+    chunk: &mut Chunk,
+    max: usize,
+    flags: c_int,
+) -> Result<usize> {
+    PUMPED.store(PUMPED.load(Relaxed).wrapping_add(1), Relaxed);
+    if let Some(len) = lend(stream, fd, chunk, max)? {
+        return Ok(len);
+    }
+    engine::pump();
+    if let Some(len) = lend(stream, fd, chunk, max)? {
+        return Ok(len);
+    }
+    // what is read now lies together nowhere: in memory of the chunk's own
+    chunk::read_into(chunk, max, |base, len| read(stream, fd, Target::One { base, len }, flags))
+}
+
+/// The first of what is held. None: nothing is.
+fn lend(stream: &'static Stream, fd: c_int, chunk: &mut Chunk, max: usize) -> Result<Option<usize>> {
+    let (Some(memory), Some(mut guard)) = (engine::memory(), stream.lock()) else { return Ok(None) };
+    let (reader, work) = guard.parts();
+    let mut socket = Socket::of(fd);
+    let at = reader.position();
+    let len = reader.takeable(&work.index, &mut socket, max as u64)?;
+    let Some(entry) = work.index.at(at).filter(|_| len > 0) else { return Ok(None) };
+    let end = entry.end().min(at + len);
+    let bytes: *const [u8] = entry.slice(at, end);
+    let frame = match entry.data {
+        Held::Frame { frame, .. } if end == entry.end() && !runs_short(memory, frame) => Some(frame),
+        _ => None,
+    };
+    match frame {
+        Some(frame) => {
+            work.index.pop_at(at); // the frame is the chunk's from here on
+            *chunk = Chunk::in_frame(memory, frame, bytes);
+            reader.advance(end - at);
+        }
+        None => {
+            // SAFETY: the entry, and with it its bytes, stays until it is released below.
+            *chunk = Chunk::copy(unsafe { &*bytes }).ok_or(Errno(libc::ENOMEM))?;
+            reader.advance(end - at);
+            work.index.release(end, |held| held.free(memory));
+        }
+    }
+    let taken = (end - at) as usize;
+    if reader.undrained() >= UNDRAINED {
+        let _ = reader.drain(&mut socket); // tried again
+    }
+    count_lifted(stream, taken);
+    Ok(Some(taken))
+}
+
+/// Frames of its ring are few: they are copied, not lent.
+fn runs_short(memory: &Memory, frame: u32) -> bool {
+    engine::runs_short(memory, memory.frames.arrival(frame).ring)
 }
 
 /// splice(2) of held data to a pipe: what fits is written to it. The stream is demoted by now, so there is an end of it.

@@ -93,7 +93,7 @@ pub(crate) struct Work {
     next: u64,
     good: Option<Good>,
     candidate: Option<Candidate>,
-    gro: Option<Box<Gro>>,
+    gro: Option<Box<Gro<1>>>,
     /// What is merged at the moment are ghosts.
     ghosts: bool,
     /// Payload of what is merged at the moment, if it rides with it.
