@@ -344,7 +344,7 @@ impl World {
         self.given(from, &got);
         self.reader.advance(end - from);
         if whole {
-            let popped = self.index.pop_at(from).expect("the entry at the program's position is the first");
+            let popped = self.index.pop_at(from).expect("the entry is there");
             assert_eq!(popped.end(), end);
         }
         self.seen.chunks += 1;

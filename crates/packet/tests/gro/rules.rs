@@ -387,6 +387,17 @@ fn sixty_four_flows_are_held_and_flushed_in_their_order() {
 }
 
 #[test]
+fn an_engine_with_room_for_one_flow_holds_one() {
+    let mut gro = Gro::<1>::new(Limits::default());
+    let mut given = Vec::new();
+    for (port, at) in [(1, 0), (1, 1), (2, 0), (1, 2)] {
+        let frame = frame(&Template { source: end(V4, 1, port), ..nth(V4, at) });
+        gro.receive(&frame, &parsed(&frame), &mut |merged| given.push(merged.segments()));
+    }
+    assert_eq!((given, gro.counts().evicted), (vec![2, 1], 2));
+}
+
+#[test]
 fn flushing_a_flow_leaves_the_others() {
     for v6 in [V4, V6] {
         let other = Template { source: end(v6, 1, 1), ..nth(v6, 0) };

@@ -145,9 +145,9 @@ fn releases_as_the_array(mut index: StreamIndex<Positions>, held: &[bool; ROOM a
     assert_eq!(index.len() + freed, before);
     assert!(index.iter().all(|entry| entry.end() > position));
     (position..ROOM).for_each(|at| assert_eq!(index.at(at).is_some(), held[at as usize]));
-    let first = index.iter().next().map(|entry| (entry.start, entry.end()));
-    let popped = index.pop_at(position).map(|entry| (entry.start, entry.end()));
-    assert_eq!(popped, first.filter(|(start, _)| *start <= position));
+    let there = index.at(position).map(|entry| (entry.start, entry.end()));
+    assert_eq!(index.pop_at(position).map(|entry| (entry.start, entry.end())), there);
+    assert!(index.at(position).is_none());
 }
 
 #[test]
