@@ -9,7 +9,7 @@ use crate::{
     lock::{Guard, PumpLock},
     socket::{self, Socket, want},
     sys,
-    tcp::{self, Flows, Room, Stream},
+    tcp::{self, Flows, Stream},
 };
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64,
@@ -19,6 +19,7 @@ use core::sync::atomic::{
 use hoist_ipc::page::{RingStats, StatsPage};
 use hoist_packet::udp::{self, ChecksumTrust, Datagram};
 use hoist_packet::{Refused, flow::FlowKey};
+use hoist_stream::Room;
 use hoist_xsk::{Desc, FillRing, RxRing, Umem};
 
 /// Frames taken from one ring before the next gets its turn.

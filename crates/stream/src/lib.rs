@@ -4,6 +4,7 @@
 //!
 //! * [`index`]: what payload is held, by position.
 //! * [`reader`]: how a read puts together what is held and what only the kernel has.
+//! * [`worker`]: what is done with a lifted segment.
 //!
 //! The one rule that everything rests on: **every ghost byte that the kernel holds at or after the reader's position is held
 //! in the index.** Payload goes into the index before its ghost rides, and leaves it only when it has been read. So a byte of
@@ -12,9 +13,11 @@
 
 pub mod index;
 pub mod reader;
+pub mod worker;
 
 pub use index::{Entry, Insert, Payload, StreamIndex};
 pub use reader::{Kernel, Reader, Sink};
+pub use worker::{Arrived, Fate, Load, Ride, Room, Worker};
 
 /// Position of sequence number `seq`, given that some position near it is `near` and byte 0 has sequence number `base`.
 ///

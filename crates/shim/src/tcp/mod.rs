@@ -7,7 +7,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `stream`, `cell` | a connection, its lock and positions, which a forked child shares |
-//! | `work`, `ride` | segments: held, merged, up the stack |
+//! | `ride` | segments to their streams, and up the stack: what `hoist_stream::Worker` decides |
 //! | `read`, `chunk`, `wait` | the program's side |
 //! | `flows` | from a segment to its connection |
 //! | `ticker` | acknowledgements while nobody reads |
@@ -20,14 +20,13 @@ mod ride;
 mod stream;
 mod ticker;
 mod wait;
-mod work;
 
 pub(crate) use flows::Flows;
+#[cfg_attr(test, allow(unused_imports))] // the hooks are not in the test program
 pub(crate) use read::{readv, recv_chunk, recvfrom, recvmsg, splice};
 pub(crate) use ride::{Delivered, From, deliver, flush};
 pub(crate) use stream::{Guard, Stream};
 pub(crate) use ticker::Asleep;
-pub(crate) use work::Room;
 
 use crate::{
     control,
@@ -217,7 +216,7 @@ fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
         }
         INVOLVED.fetch_add(1, Relaxed);
         let key = key_of(slot);
-        guard.work().begin(slot.base.load(Relaxed), key, standing.accepted);
+        guard.work().worker.begin(slot.base.load(Relaxed), key, standing.accepted);
         state.streams.insert(key, stream);
     }
     drop(guard);
@@ -321,18 +320,12 @@ struct Standing {
 
 /// `struct tcp_info`, as far as it is read here.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct TcpInfo {
     state: u8,
     others: [u8; 7],
     words: [u32; 24],
     quads: [u64; 4],
-}
-
-impl Default for TcpInfo {
-    fn default() -> Self {
-        Self { state: 0, others: [0; 7], words: [0; 24], quads: [0; 4] }
-    }
 }
 
 /// `tcpi_advmss`.
@@ -512,7 +505,7 @@ fn forget(stream: &'static Stream, fd: c_int) {
         if stream.involved() {
             read::drain(&mut guard, fd);
         }
-        if let Some(key) = guard.work().key {
+        if let Some(key) = guard.work().worker.key() {
             state.streams.remove(&key, stream);
         }
         let shared = core::mem::take(&mut guard.work().shared);
@@ -559,7 +552,7 @@ pub(crate) fn before_fork() {
         read::drain(&mut guard, fd);
         guard.retire();
         if let Some(memory) = engine::memory() {
-            guard.work().index.iter_mut().for_each(|entry| entry.data.copy_out(memory));
+            guard.work().worker.index.iter_mut().for_each(|entry| entry.data.copy_out(memory));
         }
         guard.work().shared = true;
         held.push(guard);

@@ -257,7 +257,7 @@ impl Call {
         let (reader, work) = guard.parts();
         let free = |held: Held| held.free(memory);
         let (mut target, at, max) = (self.socket.target, self.done, self.len - self.done);
-        let taken = reader.take(&mut work.index, &mut self.socket, &mut target, at, max, free)?;
+        let taken = reader.take(&mut work.worker.index, &mut self.socket, &mut target, at, max, free)?;
         if taken == 0 {
             return Ok(false);
         }
@@ -324,7 +324,8 @@ impl Call {
         };
         let mut target = self.socket.target;
         let len = self.len - at;
-        let taken = reader.through(&mut work.index, &mut self.socket, &mut target, at, len, peek, free)?;
+        let taken =
+            reader.through(&mut work.worker.index, &mut self.socket, &mut target, at, len, peek, free)?;
         let Some(taken) = taken else { return Ok(None) };
         if !peek {
             count_lifted(self.stream, taken.lifted);
@@ -460,8 +461,8 @@ fn lend(stream: &'static Stream, fd: c_int, chunk: &mut Chunk, max: usize) -> Re
     let (reader, work) = guard.parts();
     let mut socket = Socket::of(fd);
     let at = reader.position();
-    let len = reader.takeable(&work.index, &mut socket, max as u64)?;
-    let Some(entry) = work.index.at(at).filter(|_| len > 0) else { return Ok(None) };
+    let len = reader.takeable(&work.worker.index, &mut socket, max as u64)?;
+    let Some(entry) = work.worker.index.at(at).filter(|_| len > 0) else { return Ok(None) };
     let end = entry.end().min(at + len);
     let bytes: *const [u8] = entry.slice(at, end);
     let frame = match entry.data {
@@ -470,7 +471,7 @@ fn lend(stream: &'static Stream, fd: c_int, chunk: &mut Chunk, max: usize) -> Re
     };
     match frame {
         Some(frame) => {
-            work.index.pop_at(at); // the frame is the chunk's from here on
+            work.worker.index.pop_at(at); // the frame is the chunk's from here on
             *chunk = Chunk::in_frame(memory, frame, bytes);
             reader.advance(end - at);
         }
@@ -478,7 +479,7 @@ fn lend(stream: &'static Stream, fd: c_int, chunk: &mut Chunk, max: usize) -> Re
             // SAFETY: the entry, and with it its bytes, stays until it is released below.
             *chunk = Chunk::copy(unsafe { &*bytes }).ok_or(Errno(libc::ENOMEM))?;
             reader.advance(end - at);
-            work.index.release(end, |held| held.free(memory));
+            work.worker.index.release(end, |held| held.free(memory));
         }
     }
     let taken = (end - at) as usize;

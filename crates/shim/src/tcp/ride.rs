@@ -2,9 +2,8 @@
 //! to the device's TAP.
 
 use super::{
-    payload::COPIED_OUT,
+    payload::{COPIED_OUT, Held},
     stream::{Guard, Stream},
-    work::{Fate, Load, Ride, Room},
 };
 use crate::{
     engine::{Memory, State, give_back},
@@ -18,7 +17,7 @@ use hoist_packet::{
     gro::Merged,
     tcp::{self, Segment},
 };
-use hoist_stream::Reader;
+use hoist_stream::{Arrived, Fate, Load, Reader, Ride, Room};
 use hoist_xsk::Desc;
 use libc::iovec;
 
@@ -74,6 +73,21 @@ fn piece(bytes: &[u8]) -> iovec {
 }
 
 impl Ride for Rider {
+    type Held = Held;
+
+    #[inline]
+    fn hold(&mut self, load: Load, payload: &[u8], room: Room) -> Held {
+        if room == Room::Copy {
+            self.free(load.frame);
+            return Held::copy_of(payload);
+        }
+        Held::Frame { address: load.address, len: load.len, frame: load.frame }
+    }
+
+    fn drop(&mut self, held: Held) {
+        held.free(self.memory);
+    }
+
     fn ghost(&mut self, merged: &Merged) {
         let mut left = merged.payload_len() as usize;
         let ghosts = core::iter::from_fn(|| {
@@ -174,8 +188,9 @@ pub(crate) fn deliver(
         return Delivered::Done;
     };
     let stream = guard.stream;
-    let failed = through(&mut guard, memory, from, desc, frame, packet, &segment);
-    let listed = !guard.work().idle() && !core::mem::replace(&mut guard.work().listed, true);
+    let arrived = Arrived { frame, address: desc.addr, packet, segment: &segment };
+    let failed = through(&mut guard, memory, from, &arrived);
+    let listed = !guard.work().worker.idle() && !core::mem::replace(&mut guard.work().listed, true);
     drop(guard);
     state.ride_failed(from.ring, failed);
     if listed {
@@ -185,24 +200,16 @@ pub(crate) fn deliver(
 }
 
 #[inline]
-fn through(
-    guard: &mut Guard,
-    memory: &'static Memory,
-    from: &From,
-    desc: Desc,
-    frame: u32,
-    packet: &[u8],
-    segment: &Segment,
-) -> u64 {
+fn through(guard: &mut Guard, memory: &'static Memory, from: &From, arrived: &Arrived<'_>) -> u64 {
     let stream = guard.stream;
     let (reader, work) = guard.parts();
     work.tap = from.tap;
     let slot = stream.own_slot();
     let mut rider = Rider { memory, tap: from.tap, fd: stream.fd.load(Relaxed), slot, failed: 0 };
     let room = if stream.kept().is_some() { Room::None } else { room(from.room) };
-    let fate = work.segment(reader, frame, desc.addr, packet, segment, room, &mut rider);
-    if room == Room::Copy && work.index.len() > PINNED {
-        work.index.iter_mut().for_each(|entry| entry.data.copy_out(memory));
+    let fate = work.worker.segment(reader, arrived, room, &mut rider);
+    if room == Room::Copy && work.worker.index.len() > PINNED {
+        work.worker.index.iter_mut().for_each(|entry| entry.data.copy_out(memory));
     }
     if fate == Fate::Urgent {
         super::urgent(stream);
@@ -221,5 +228,5 @@ pub(crate) fn flush(stream: &'static Stream, memory: &'static Memory) {
     let slot = stream.own_slot();
     let (reader, work) = guard.parts();
     let mut rider = Rider { memory, tap: work.tap, fd: stream.fd.load(Relaxed), slot, failed: 0 };
-    work.flush(reader, &mut rider);
+    work.worker.flush(reader, &mut rider);
 }

@@ -3,7 +3,6 @@
 use super::{
     cell::{self, Cell, Locked},
     payload::Held,
-    work::Work,
 };
 use crate::engine::Memory;
 use core::{
@@ -14,7 +13,18 @@ use core::{
     },
 };
 use hoist_ipc::{Reason, tcp::Slot};
-use hoist_stream::Reader;
+use hoist_stream::{Reader, Worker};
+
+/// What the lock of a stream guards, besides its positions.
+pub(crate) struct Work {
+    pub(crate) worker: Worker<Held>,
+    /// TAP of the device that its segments come from.
+    pub(crate) tap: i32,
+    /// In the pump's list of streams to flush.
+    pub(crate) listed: bool,
+    /// A forked child shares the cell.
+    pub(crate) shared: bool,
+}
 
 /// A TCP socket of the program: how far it has been read and what of it is held.
 pub(crate) struct Stream {
@@ -61,7 +71,7 @@ impl Stream {
             cookie: AtomicU64::new(0),
             slot: AtomicPtr::new(core::ptr::null_mut()),
             cell: AtomicPtr::new(core::ptr::null_mut()),
-            work: UnsafeCell::new(Work::new()),
+            work: UnsafeCell::new(Work { worker: Worker::new(), tap: -1, listed: false, shared: false }),
         }
     }
 
@@ -210,7 +220,11 @@ impl Guard {
     pub(crate) fn retire(&mut self) {
         let stream = self.stream;
         let (reader, work) = self.parts();
-        if stream.lifting.load(Relaxed) || !work.index.is_empty() || !work.idle() || reader.undrained() > 0 {
+        if stream.lifting.load(Relaxed)
+            || !work.worker.index.is_empty()
+            || !work.worker.idle()
+            || reader.undrained() > 0
+        {
             return;
         }
         stream.seen.store(reader.position(), Relaxed);
@@ -222,7 +236,7 @@ impl Guard {
     /// Drops everything that is held: the socket is closed.
     pub(crate) fn empty(&mut self, memory: Option<&Memory>) {
         let (reader, work) = self.parts();
-        work.clear(|held: Held| {
+        work.worker.clear(|held: Held| {
             if let Some(memory) = memory {
                 held.free(memory);
             }
