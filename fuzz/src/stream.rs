@@ -156,10 +156,13 @@ impl Receiver {
 
     /// A segment arrives. Of what is out of order, either copy may stay.
     pub(crate) fn receive(&mut self, from: u64, bytes: &[u8], newest_stays: bool) {
+        let room = (self.copied + self.window).saturating_sub(from).min(bytes.len() as u64) as usize;
+        let old = self.next().saturating_sub(from).min(room as u64) as usize;
+        let (from, bytes) = (from + old as u64, &bytes[old..room]);
+        if from == self.next() && self.later.is_empty() {
+            return self.queue.extend(bytes);
+        }
         for (position, byte) in (from..).zip(bytes) {
-            if position < self.next() || position >= self.copied + self.window {
-                continue;
-            }
             let known = self.later.entry(position).or_insert(*byte);
             if newest_stays {
                 *known = *byte;
