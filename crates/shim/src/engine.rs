@@ -21,6 +21,7 @@ use hoist_packet::udp::{self, ChecksumTrust, Datagram};
 use hoist_packet::{Refused, flow::FlowKey};
 use hoist_stream::Room;
 use hoist_xsk::{Desc, FillRing, RxRing, Umem};
+use std::io::IoSlice;
 
 /// Frames taken from one ring before the next gets its turn.
 const BATCH: u32 = 64;
@@ -41,6 +42,9 @@ const CIRCULATING: u32 = 2048;
 /// Payload bytes of the longest TCP segment that surely fits a frame: a chunk of 2,048 less XDP's headroom of 256, and at most 134
 /// bytes of headers.
 pub(crate) const LONGEST_SEGMENT: u32 = 1658;
+
+/// A `virtio_net_hdr` that says nothing: what stands in front of a frame on the TAP.
+const PLAIN: [u8; 10] = [0; 10];
 
 /// Magic that `steer` writes before a packet together with its arrival time (bpf/hoist.h).
 const META_MAGIC: u64 = 0x6d69_7474_7369_6f68;
@@ -615,7 +619,7 @@ impl State {
             if partial && udp::complete_checksum(packet).is_err() {
                 return false;
             }
-            sys::write(ring.tap, packet).is_ok()
+            sys::writev(ring.tap, &[IoSlice::new(&PLAIN), IoSlice::new(packet)]).is_ok()
         });
         ring.count(|stats| if rode { &stats.rode } else { &stats.ride_failed });
         ring.reserve.push(frame);

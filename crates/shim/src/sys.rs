@@ -93,8 +93,8 @@ pub(crate) fn write(fd: c_int, bytes: &[u8]) -> Result<usize> {
     call(libc::SYS_write, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0])
 }
 
-pub(crate) fn writev(fd: c_int, vector: &[libc::iovec]) -> Result<usize> {
-    call(libc::SYS_writev, [fd as usize, vector.as_ptr() as usize, vector.len(), 0, 0, 0])
+pub(crate) fn writev(fd: c_int, pieces: &[std::io::IoSlice<'_>]) -> Result<usize> {
+    call(libc::SYS_writev, [fd as usize, pieces.as_ptr() as usize, pieces.len(), 0, 0, 0])
 }
 
 /// Bytes of a TCP socket that can be read in order (SIOCINQ).

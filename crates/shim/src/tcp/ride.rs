@@ -19,7 +19,7 @@ use hoist_packet::{
 };
 use hoist_stream::{Arrived, Fate, Load, Reader, Ride, Room};
 use hoist_xsk::Desc;
-use libc::iovec;
+use std::io::IoSlice;
 
 /// Ghost bytes. A page stays in the first-level cache, however often it is written.
 static GHOST: [u8; 4096] = [0; 4096];
@@ -44,21 +44,21 @@ pub(crate) struct Rider {
 }
 
 impl Rider {
-    fn write(&mut self, vector: &[iovec]) {
+    fn write(&mut self, vector: &[IoSlice<'_>]) {
         if sys::writev(self.tap, vector).is_err() {
             self.failed += 1; // as if the wire had lost it
         }
     }
 
-    fn packet(&self, load: &Load) -> &[u8] {
+    fn payload(&self, load: &Load) -> &'static [u8] {
         let desc = Desc { addr: load.address, len: load.len, options: 0 };
         self.memory.umem.packet(desc).unwrap_or_default()
     }
 
-    fn merged(&mut self, merged: &Merged, payload: impl Iterator<Item = iovec>) {
+    fn merged(&mut self, merged: &Merged, payload: impl Iterator<Item = IoSlice<'static>>) {
         let virtio = merged.virtio_net_hdr();
-        let mut vector = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; VECTOR];
-        (vector[0], vector[1]) = (piece(&virtio), piece(merged.headers()));
+        let mut vector = [IoSlice::new(&[]); VECTOR];
+        (vector[0], vector[1]) = (IoSlice::new(&virtio), IoSlice::new(merged.headers()));
         let mut used = 2;
         for (slot, piece) in vector[2..].iter_mut().zip(payload) {
             *slot = piece;
@@ -66,10 +66,6 @@ impl Rider {
         }
         self.write(&vector[..used]);
     }
-}
-
-fn piece(bytes: &[u8]) -> iovec {
-    iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
 
 impl Ride for Rider {
@@ -93,7 +89,7 @@ impl Ride for Rider {
         let ghosts = core::iter::from_fn(|| {
             let now = left.min(GHOST.len());
             left -= now;
-            (now > 0).then(|| piece(&GHOST[..now]))
+            (now > 0).then(|| IoSlice::new(&GHOST[..now]))
         });
         self.merged(merged, ghosts);
         if let Some(slot) = self.slot {
@@ -102,9 +98,11 @@ impl Ride for Rider {
     }
 
     fn real(&mut self, merged: &Merged, loads: &[Load]) {
-        let pieces: [iovec; VECTOR] =
-            core::array::from_fn(|i| loads.get(i).map_or(piece(&[]), |load| piece(self.packet(load))));
-        self.merged(merged, pieces[..loads.len().min(VECTOR - 2)].iter().copied());
+        let mut payload = [IoSlice::new(&[]); VECTOR];
+        for (slot, load) in payload.iter_mut().zip(loads) {
+            *slot = IoSlice::new(self.payload(load));
+        }
+        self.merged(merged, payload[..loads.len().min(VECTOR - 2)].iter().copied());
         if let Some(slot) = self.slot {
             slot.rode.fetch_add(1, Relaxed);
             slot.rode_real.fetch_add(loads.len() as u64, Relaxed);
@@ -114,7 +112,7 @@ impl Ride for Rider {
     fn frame(&mut self, frame: &[u8], segment: &Segment) {
         // what follows IP's length is no part of the packet
         let frame = &frame[..frame.len().min(segment.payload.end as usize)];
-        self.write(&[piece(&virtio_of(segment)), piece(frame)]);
+        self.write(&[IoSlice::new(&virtio_of(segment)), IoSlice::new(frame)]);
         if let Some(slot) = self.slot {
             slot.rode_real.fetch_add(1, Relaxed);
         }
