@@ -94,6 +94,25 @@ pub(crate) fn check(bytes: &[u8]) -> Seen {
     world.seen
 }
 
+/// Whether a repetition is held of what passed the worker by and has been read.
+#[allow(dead_code)] // the fuzz target finds its own way
+pub(crate) fn repetition_of_what_passed_is_held() -> bool {
+    let mut world = World::new(true);
+    for _ in 0..3 {
+        world.next_segment(MSS, Wire::Ring);
+        world.flush();
+    }
+    assert!(world.seen.held > 0, "lifting is under way");
+    let from = world.sent;
+    world.next_segment(MSS, Wire::Passed);
+    world.through(4 * MSS as usize, false);
+    assert_eq!(world.reader.position(), world.sent);
+    let (held, frame) = (world.seen.held, world.genuine(from, MSS));
+    world.ring(frame);
+    world.holds();
+    world.seen.held > held
+}
+
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {

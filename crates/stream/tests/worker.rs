@@ -36,6 +36,11 @@ fn random_operations_meet_every_way_of_a_segment() {
     }
 }
 
+#[test]
+fn a_repetition_of_what_passed_and_was_read_rides_with_its_bytes() {
+    assert!(!harness::repetition_of_what_passed_is_held());
+}
+
 /// xorshift64*.
 fn next(state: &mut u64) -> u8 {
     *state ^= *state >> 12;
