@@ -580,7 +580,7 @@ pub(crate) fn forget_descriptor(socket: &'static Socket) {
 
 fn empty(socket: &'static Socket) {
     let Some(memory) = engine::memory() else { return };
-    while let Some(frame) = socket.pop() {
+    while let Some((frame, _)) = socket.pop() {
         engine::give_back(memory, frame);
     }
     socket.peeked.store(peeked::NOTHING, Relaxed);
