@@ -11,33 +11,31 @@ mod model;
 /// What the worker holds payload in, with a UMEM of its own.
 mod payload {
     use hoist_stream::{Payload, worker::Load};
-    use std::cell::RefCell;
+    use std::{cell::RefCell, rc::Rc};
 
     thread_local! {
-        /// Frames ever given to the worker; those it has given back are empty.
-        pub(super) static UMEM: RefCell<Vec<&'static [u8]>> = const { RefCell::new(Vec::new()) };
+        /// Frames ever given to the worker.
+        pub(super) static UMEM: RefCell<Vec<Rc<[u8]>>> = const { RefCell::new(Vec::new()) };
     }
 
     /// Bytes of address space of a frame.
     pub(super) const FRAME: u64 = 4096;
 
-    pub(super) fn bytes_at(address: u64, len: u32) -> &'static [u8] {
-        let (frame, at) = ((address / FRAME) as usize, (address % FRAME) as usize);
-        UMEM.with_borrow(|umem| &umem[frame][at..at + len as usize])
+    pub(super) fn bytes_at(load: &Load) -> Vec<u8> {
+        let (frame, at) = ((load.address / FRAME) as usize, (load.address % FRAME) as usize);
+        UMEM.with_borrow(|umem| umem[frame][at..at + load.len as usize].to_vec())
     }
 
     #[derive(Debug)]
-    pub(super) enum Held {
-        Frame(Load),
-        Copy(Vec<u8>),
+    pub(super) struct Held {
+        /// None: copied out.
+        pub(super) frame: Option<u32>,
+        pub(super) bytes: Vec<u8>,
     }
 
     impl Payload for Held {
         fn bytes(&self) -> &[u8] {
-            match self {
-                Self::Frame(load) => bytes_at(load.address, load.len),
-                Self::Copy(bytes) => bytes,
-            }
+            &self.bytes
         }
     }
 }
@@ -227,8 +225,8 @@ impl Rider {
     }
 
     fn give_back(&mut self, held: Held) {
-        if let Held::Frame(load) = held {
-            self.free(load.frame);
+        if let Some(frame) = held.frame {
+            self.free(frame);
         }
     }
 }
@@ -237,12 +235,11 @@ impl Ride for Rider {
     type Held = Held;
 
     fn hold(&mut self, load: Load, payload: &[u8], room: Room) -> Held {
-        assert_eq!(payload, bytes_at(load.address, load.len));
+        assert_eq!(payload, bytes_at(&load));
         if room == Room::Copy {
             self.free(load.frame);
-            return Held::Copy(payload.to_vec());
         }
-        Held::Frame(load)
+        Held { frame: (room == Room::Frame).then_some(load.frame), bytes: payload.to_vec() }
     }
 
     fn ghost(&mut self, merged: &Merged) {
@@ -255,7 +252,7 @@ impl Ride for Rider {
 
     fn real(&mut self, merged: &Merged, loads: &[Load]) {
         let mut packet = merged.headers().to_vec();
-        loads.iter().for_each(|load| packet.extend(bytes_at(load.address, load.len)));
+        loads.iter().for_each(|load| packet.extend(bytes_at(load)));
         assert_eq!(loads.len(), merged.segments() as usize);
         assert_eq!(packet.len(), merged.headers().len() + merged.payload_len() as usize);
         self.write(&packet);
@@ -416,13 +413,13 @@ impl World {
     fn ring(&mut self, frame: Vec<u8>) {
         let segment = tcp::parse(&frame, ChecksumTrust::Verify).expect("a sound frame");
         let number = UMEM.with_borrow_mut(|umem| {
-            umem.push(Vec::leak(frame));
+            umem.push(frame.into());
             umem.len() as u32 - 1
         });
         self.rider.out.push(true);
         let address = u64::from(number) * FRAME;
-        let packet = UMEM.with_borrow(|umem| umem[number as usize]);
-        let arrived = Arrived { frame: number, address, packet, segment: &segment };
+        let packet = UMEM.with_borrow(|umem| umem[number as usize].clone());
+        let arrived = Arrived { frame: number, address, packet: &packet, segment: &segment };
         match self.worker.segment(&self.reader, &arrived, self.room, &mut self.rider) {
             Fate::Held => self.seen.held += 1,
             Fate::Real => self.seen.real += 1,
@@ -494,8 +491,7 @@ impl World {
             assert_eq!(self.worker.index.covered(unread, ghosts), ghosts, "ghosts at {from} are not held");
         }
         assert!(!receiver.queue.contains(&FOREIGN), "Linux refuses the stranger's");
-        let pinned = |held: &Held| matches!(held, Held::Frame(_));
-        let held = self.worker.index.iter().filter(|entry| pinned(&entry.data)).count();
+        let held = self.worker.index.iter().filter(|entry| entry.data.frame.is_some()).count();
         let out = self.rider.out.iter().filter(|out| **out).count();
         assert!(out >= held, "a frame is held and given back");
         assert!(!self.worker.idle() || out == held, "a frame is lost");
