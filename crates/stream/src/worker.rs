@@ -206,6 +206,7 @@ impl<D> Worker<D> {
         if len == 0 || self.gro.is_none() || segment.flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 {
             return self.alone(reader, arrived, ride);
         }
+        self.next = self.next.max(reader.position()); // what was read has come, some way past here
         let at = position(self.base, self.next, segment.seq).filter(|&at| at <= self.next + FAR);
         self.catch_up(reader, at, ride);
         let in_order = at == Some(self.next);
