@@ -97,7 +97,7 @@ fn lifted(program: &Running, mode: Mode, least: u64, per_cent: u64) -> Result<()
 
 fn shot(lab: &Lab, payloads: Payloads) -> Shot {
     let from = (lab.testbed.wire().v4(), 30_000).into();
-    Shot { from, to: lab.host4(PORT), payloads, ttl: None, tos: None, gap_us: 0, asleep: None }
+    Shot { from, to: lab.host4(PORT), payloads, ttl: None, tos: None, gap_us: 0, asleep: None, segment: None }
 }
 
 fn socat_receives(lab: &Lab, mode: Mode) -> Result<()> {

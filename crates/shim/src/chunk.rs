@@ -177,7 +177,7 @@ impl Whole<'_> {
 
 impl Reader for Whole<'_> {
     #[inline]
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
+    fn lifted(&mut self, received: &Received<'_>, _next: Option<u32>) -> Result<usize> {
         let (name, name_len) = self.name;
         if !name.is_null() {
             message::write_name(self.socket.v6.load(Relaxed), received, name, name_len)?;
