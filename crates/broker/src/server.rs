@@ -1,7 +1,8 @@
 //! The broker's state and its one loop: whatever becomes readable is dealt with, nothing blocks on a program.
 
 use crate::{
-    Error, MAX_FRAME,
+    Error, MAX_FRAME, Pins,
+    connections::Connections,
     device::{self, Device, Inventory},
     disposal::Disposal,
     endpoint,
@@ -11,7 +12,9 @@ use crate::{
     registry::{Channel, Closed, is_pass},
     rules::{Change, Op, Place, Table, expand},
     sock_diag::{Entry, SockDiag},
-    status::{DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status},
+    status::{
+        ClosedConnections, ConnectionStatus, DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status,
+    },
     status_socket::StatusSocket,
     steer::Steer,
     sys,
@@ -153,6 +156,8 @@ pub struct Broker {
     pub(crate) steered: BTreeMap<u32, Steered>,
     /// Devices on which steer or rings could not be set up, and why.
     pub(crate) broken: BTreeMap<u32, String>,
+    /// TCP connections, if they are followed.
+    pub(crate) connections: Option<Connections>,
     pub(crate) table: Table,
     pub(crate) lease: Option<Lease>,
     pub(crate) channels: BTreeMap<u64, Channel>,
@@ -160,6 +165,8 @@ pub struct Broker {
     pub(crate) closed: Closed,
     past_processes: VecDeque<ProcessStatus>,
     past_rings: BTreeMap<(String, u32), RingStatus>,
+    /// Of processes that have ended.
+    past_connections: ClosedConnections,
     leaked_frames: i64,
     leases_ended: u64,
     messages: VecDeque<String>,
@@ -211,6 +218,7 @@ impl Broker {
             inventory,
             steered: BTreeMap::new(),
             broken: BTreeMap::new(),
+            connections: None,
             table: Table::default(),
             lease: None,
             channels: BTreeMap::new(),
@@ -218,6 +226,7 @@ impl Broker {
             closed: Closed::default(),
             past_processes: VecDeque::new(),
             past_rings: BTreeMap::new(),
+            past_connections: ClosedConnections::default(),
             leaked_frames: 0,
             leases_ended: 0,
             messages: VecDeque::new(),
@@ -234,11 +243,23 @@ impl Broker {
                 None
             }
         };
+        broker.follow_connections();
         if let Err(error) = tap::sweep(&broker.route) {
             broker.say(error.to_string());
         }
         broker.watch_all()?;
         Ok((broker, theirs))
+    }
+
+    /// Without cgroup v2, bpffs or the permission UDP goes on alone.
+    fn follow_connections(&mut self) {
+        if self.config.tcp.policy == Policy::Off {
+            return;
+        }
+        match Connections::start(&self.config.tcp, self.netns) {
+            Ok(connections) => self.connections = Some(connections),
+            Err(error) => self.say(format!("TCP is not lifted (--tcp off keeps this quiet): {error}")),
+        }
     }
 
     fn watch_all(&self) -> Result<(), Error> {
@@ -347,6 +368,7 @@ impl Broker {
         for socket in channel.sockets.values() {
             self.closed.add(&channel.socket_status(socket));
         }
+        self.past_connections.add(&channel.page.tcp_closed);
         let _ = self.poll.delete(&channel.socket);
         let _ = self.poll.delete(&channel.pidfd);
         let past = ProcessStatus { ended: true, ..process_status(&channel, false) };
@@ -365,6 +387,9 @@ impl Broker {
                 // A queue that stays in the map ends with its socket all the same.
                 let _ = steered.steer.unset_ring(ring.info.queue);
             }
+        }
+        if let Some(connections) = &self.connections {
+            connections.pass_all();
         }
         self.stale = true; // the queues' rings
         if let Err(error) = self.settle() {
@@ -436,7 +461,8 @@ impl Broker {
         if self.broken.contains_key(&device.ifindex) {
             return false;
         }
-        match steer_device(&self.route, &self.config, device) {
+        let pins = self.connections.as_ref().map(|connections| &connections.pins);
+        match steer_device(&self.route, &self.config, device, pins) {
             Ok(steered) => {
                 self.steered.insert(device.ifindex, steered);
                 true
@@ -659,11 +685,30 @@ impl Broker {
             processes: self.past_processes.iter().cloned().chain(present).collect(),
             sockets: sockets.collect(),
             closed: self.closed.list(),
+            connections: self.connection_statuses(),
+            closed_connections: self.closed_connections(),
             rings: self.ring_statuses(),
             leaked_frames: self.leaked_frames,
             leases_ended: self.leases_ended,
             messages: self.messages.iter().cloned().collect(),
         }
+    }
+
+    fn connection_statuses(&self) -> Vec<ConnectionStatus> {
+        let mut open = self.connections.as_ref().map(Connections::statuses).unwrap_or_default();
+        let sent = if open.is_empty() { None } else { self.diag.tcp_sent().ok() };
+        for (cookie, bytes) in sent.into_iter().flatten() {
+            if let Some(connection) = open.get_mut(&cookie) {
+                connection.sent_bytes = Some(bytes);
+            }
+        }
+        open.into_values().collect()
+    }
+
+    fn closed_connections(&self) -> ClosedConnections {
+        let mut sum = self.past_connections.clone();
+        self.channels.values().for_each(|channel| sum.add(&channel.page.tcp_closed));
+        sum
     }
 
     fn ring_statuses(&self) -> Vec<RingStatus> {
@@ -743,9 +788,15 @@ fn borrowed(socket: &netlink_sys::Socket) -> BorrowedFd<'_> {
     sys::borrow(socket.as_raw_fd(), socket)
 }
 
-fn steer_device(route: &Route, config: &Config, device: &Device) -> Result<Steered, Error> {
-    let attached = Steer::attach(device, config.admit_flow, MAX_FRAME)?;
-    let tap = Tap::open(route, device.ifindex, attached.generic.is_some())?;
+fn steer_device(
+    route: &Route,
+    config: &Config,
+    device: &Device,
+    pins: Option<&Pins>,
+) -> Result<Steered, Error> {
+    let attached = Steer::attach(device, config.admit_flow, MAX_FRAME, pins)?;
+    let generic = attached.generic.is_some();
+    let tap = Tap::open(route, device.ifindex, generic, pins.filter(|_| !generic))?;
     let driver = sys::driver(&device.name).unwrap_or_else(|| device.kind.clone());
     // A veth hands over what the peer's stack left to hardware; in generic mode any skb may be such.
     let partial_checksum = driver == "veth" || attached.generic.is_some();

@@ -2,244 +2,24 @@
 //! back. On a veth pair of its own. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-use hoist_broker::{Broker, Config, Mode, Policy, Ports, Tcp, status::Status};
-use hoist_ipc::{MAX_MESSAGE, Reason, Reply, Request, RingInfo, VERSION, page::Mapped};
-use hoist_packet::udp::{ChecksumTrust, complete_checksum, fill_checksums, parse};
-use hoist_sys::{recv_with_fds, send_with_fds};
+mod rig;
+
+use hoist_broker::{Broker, Config, Ports, status::Status};
+use hoist_ipc::{Reason, Reply, Request, VERSION};
+use hoist_packet::udp::fill_checksums;
+use hoist_sys::send_with_fds;
 use hoist_wire::Testbed;
-use hoist_xsk::{ChunkSize, FillRing, RxRing, Umem};
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt},
+    poll::PollFlags,
+    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, sockopt},
 };
+use rig::{PATIENCE, Rig, bound, config, cookie, on_host, pair, receive, send, wait, write_tap};
 use std::{
-    io::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-fn testbed(mtu: u32) -> Option<Testbed> {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root for network namespaces and XDP");
-        return None;
-    }
-    Some(Testbed::builder().queues(2).mtu(mtu).up().unwrap())
-}
-
-fn config() -> Config {
-    Config {
-        devices: Vec::new(),
-        udp: Ports::All,
-        tcp: Tcp { policy: Policy::Auto, ports: Ports::All },
-        admit_flow: false,
-        mode: Mode::Auto,
-        spin_us: 0,
-        command: vec!["test".into()],
-    }
-}
-
-/// A broker without a program, stepped by hand.
-struct Rig {
-    broker: Broker,
-    inherited: OwnedFd,
-}
-
-/// What a process knows of its rings.
-struct Program {
-    channel: OwnedFd,
-    page: Mapped,
-    umem: Option<Umem>,
-    tap: Option<(OwnedFd, bool)>,
-    rings: Vec<(RingInfo, OwnedFd)>,
-}
-
-impl Rig {
-    fn new(config: Config) -> Self {
-        let (broker, inherited) = Broker::start(config).unwrap();
-        Self { broker, inherited }
-    }
-
-    /// Dispatches until `done` says so.
-    #[track_caller]
-    fn until(&mut self, mut done: impl FnMut(&Broker) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !done(&self.broker) {
-            assert!(
-                Instant::now() < deadline,
-                "in vain; the broker says {:?}",
-                self.broker.status().messages
-            );
-            wait(self.broker.as_fd(), PollFlags::POLLIN, Duration::from_millis(200));
-            self.broker.dispatch().unwrap();
-        }
-    }
-
-    fn status(&mut self) -> Status {
-        self.broker.dispatch().unwrap();
-        self.broker.status()
-    }
-
-    #[track_caller]
-    fn hello(&mut self) -> Program {
-        let (ours, theirs) = pair();
-        let hello = Request::Hello { version: VERSION }.encode();
-        send_with_fds(self.inherited.as_fd(), hello.as_ref(), &[theirs.as_fd()]).unwrap();
-        drop(theirs);
-        let (reply, mut fds) = self.receive(ours.as_fd());
-        assert!(matches!(reply, Reply::Welcome { version: VERSION, udp: true, .. }), "{reply:?}");
-        let page = Mapped::new(fds.remove(0).as_fd()).unwrap();
-        Program { channel: ours, page, umem: None, tap: None, rings: Vec::new() }
-    }
-
-    #[track_caller]
-    fn receive(&mut self, channel: BorrowedFd<'_>) -> (Reply, Vec<OwnedFd>) {
-        self.until(|_| wait(channel, PollFlags::POLLIN, Duration::ZERO));
-        let mut bytes = [0; MAX_MESSAGE];
-        let (len, fds) = recv_with_fds(channel, &mut bytes, 0).unwrap();
-        assert!(len > 0, "the broker closed the channel: {:?}", self.broker.status().messages);
-        (Reply::decode(&bytes[..len]).unwrap(), fds.into_iter().flatten().collect())
-    }
-
-    /// Asks, takes what comes along, and returns the final reply.
-    #[track_caller]
-    fn ask(&mut self, program: &mut Program, request: Request, fds: &[BorrowedFd<'_>]) -> Reply {
-        send_with_fds(program.channel.as_fd(), request.encode().as_ref(), fds).unwrap();
-        loop {
-            let (reply, mut fds) = self.receive(program.channel.as_fd());
-            match reply {
-                Reply::Umem { frames, chunk: 2048 } => {
-                    program.umem = Some(Umem::map(fds.remove(0), frames, ChunkSize::K2).unwrap());
-                }
-                Reply::Device { partial_checksum, .. } => {
-                    program.tap = Some((fds.remove(0), partial_checksum))
-                }
-                Reply::Ring(info) => program.rings.push((info, fds.remove(0))),
-                last => return last,
-            }
-        }
-    }
-
-    #[track_caller]
-    fn register(&mut self, program: &mut Program, socket: &UdpSocket) -> Reason {
-        let request = Request::Register { cookie: cookie(socket), timestamps: false };
-        match self.ask(program, request, &[socket.as_fd()]) {
-            Reply::Registered { reason, .. } => reason,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[track_caller]
-    fn done(&mut self, program: &mut Program, request: Request) {
-        assert_eq!(self.ask(program, request, &[]), Reply::Done);
-    }
-}
-
-impl Program {
-    /// Takes the next lifted frame, whichever ring it is in, and refills the ring.
-    #[track_caller]
-    fn frame(&self) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            for (info, fd) in &self.rings {
-                let mut rx = RxRing::map(fd.as_fd(), info.rx_size).unwrap();
-                if rx.available() > 0 {
-                    return self.take(*info, fd, &mut rx);
-                }
-            }
-            assert!(Instant::now() < deadline, "nothing was lifted");
-            let mut fds: Vec<_> =
-                self.rings.iter().map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
-            poll(&mut fds, PollTimeout::from(200_u16)).unwrap();
-        }
-    }
-
-    fn take(&self, info: RingInfo, fd: &OwnedFd, rx: &mut RxRing) -> Vec<u8> {
-        let umem = self.umem.as_ref().unwrap();
-        let desc = rx.peek(0).unwrap();
-        let frame = umem.packet(desc).unwrap().to_vec();
-        rx.release(1);
-        let mut fill = FillRing::map(fd.as_fd(), info.fill_size).unwrap();
-        assert!(fill.push(umem.addr_of(umem.frame_of(desc.addr).unwrap())));
-        fill.submit();
-        frame
-    }
-
-    /// Payload and destination of the next lifted datagram.
-    #[track_caller]
-    fn datagram(&self) -> (Vec<u8>, SocketAddr) {
-        let frame = self.frame();
-        let datagram = parse(&frame, ChecksumTrust::PartialAllowed).unwrap();
-        (datagram.payload_in(&frame).unwrap().to_vec(), datagram.destination.into())
-    }
-
-    fn nothing_lifted(&self) -> bool {
-        self.rings.iter().all(|(info, fd)| RxRing::map(fd.as_fd(), info.rx_size).unwrap().available() == 0)
-    }
-
-    fn give_back(&self, mut frame: Vec<u8>) {
-        complete_checksum(&mut frame).unwrap();
-        let (tap, _) = self.tap.as_ref().unwrap();
-        let mut tap = std::fs::File::from(tap.try_clone().unwrap());
-        assert_eq!(tap.write(&frame).unwrap(), frame.len());
-    }
-}
-
-fn pair() -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
-}
-
-fn wait(fd: BorrowedFd<'_>, events: PollFlags, time: Duration) -> bool {
-    let mut fds = [PollFd::new(fd, events)];
-    poll(&mut fds, PollTimeout::try_from(time).unwrap()).unwrap() > 0
-}
-
-#[expect(unsafe_code, reason = "nix has no SO_COOKIE")]
-fn cookie(socket: &UdpSocket) -> u64 {
-    let (mut cookie, mut len) = (0_u64, 8);
-    let fd = socket.as_raw_fd();
-    // SAFETY: a value of the length given.
-    let done = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut cookie).cast(), &raw mut len)
-    };
-    assert_eq!(done, 0);
-    cookie
-}
-
-fn bound(address: impl Into<IpAddr>, port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind((address.into(), port)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// Sends from the wire.
-fn send(tb: &Testbed, to: impl Into<IpAddr>, port: u16, payload: &[u8]) {
-    let to = SocketAddr::new(to.into(), port);
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
-    let sent = tb.wire().enter(|| {
-        let socket = UdpSocket::bind((any, 0)).unwrap();
-        setsockopt(&socket, sockopt::Broadcast, &true).unwrap();
-        socket.send_to(payload, to).unwrap()
-    });
-    assert_eq!(sent.unwrap(), payload.len());
-}
-
-fn receive(socket: &UdpSocket) -> Vec<u8> {
-    let mut bytes = [0; 2000];
-    let len = socket.recv(&mut bytes).unwrap();
-    bytes[..len].to_vec()
-}
-
-/// Runs a test in the host's namespace.
-fn on_host(mtu: u32, test: impl FnOnce(&Testbed) + Send) {
-    if let Some(tb) = testbed(mtu) {
-        tb.host().enter(|| test(&tb)).unwrap();
-    }
-}
 
 #[test]
 fn a_registered_port_is_lifted_given_back_and_passed_again() {
@@ -745,7 +525,7 @@ fn only_datagrams_to_ports_that_were_lifted_come_in_through_the_tap() {
         tcp[23] = 6;
         let (tap, _) = program.tap.as_ref().unwrap();
         for refused in [&forged[..], &tcp, &[0; 14]] {
-            assert_eq!(nix::unistd::write(tap, refused).unwrap(), refused.len());
+            write_tap(tap, refused);
         }
         rig.done(&mut program, Request::Unregister { cookie: cookie(&socket) });
         program.give_back(frame);
