@@ -177,13 +177,11 @@ impl<D> StreamIndex<D> {
         }
     }
 
-    /// Takes out the first entry if it begins at or before `position`.
+    /// Takes out the entry that holds the byte at `position`.
     #[inline]
     pub fn pop_at(&mut self, position: u64) -> Option<Entry<D>> {
-        match self.entries.front() {
-            Some(first) if first.start <= position && position < first.end() => self.entries.pop_front(),
-            _ => None,
-        }
+        let index = self.find(position)?;
+        self.entries.remove(index)
     }
 
     /// Takes out everything.
