@@ -4,6 +4,7 @@
 //! * [`peer`]: the other end, a process in the wire namespace that sends and receives what a case tells it to.
 //! * [`frame`]: Ethernet frames that a UDP socket would never send.
 //! * [`lab`]: a testbed with a peer in it, and programs run there, natively or hoisted, within a time limit.
+//! * [`remote`]: the peer's ends of TCP connections, and [`stream`]: what they send, checked byte by byte.
 //! * [`report`]: what `hoist run` counted, held against what a case expects to be lifted.
 //! * [`sock`]: libc's socket calls with Rust types; each function is one call.
 #![allow(unsafe_code)] // the calls under test are libc's own, made the way a C program makes them
@@ -14,5 +15,7 @@ pub mod cases;
 pub mod frame;
 pub mod lab;
 pub mod peer;
+pub mod remote;
 pub mod report;
 pub mod sock;
+pub mod stream;
