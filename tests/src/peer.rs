@@ -186,7 +186,8 @@ pub fn serve(listener: &UnixListener) -> Result<()> {
 fn converse(mut stream: UnixStream, sockets: &Sockets, remotes: &Remotes) -> Result<()> {
     let lines = BufReader::new(stream.try_clone()?).lines();
     for line in lines {
-        let answer = carry_out(&line?, sockets, remotes).unwrap_or_else(|error| Answer::Failed(error.to_string()));
+        let answer =
+            carry_out(&line?, sockets, remotes).unwrap_or_else(|error| Answer::Failed(error.to_string()));
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');
         stream.write_all(&line)?;

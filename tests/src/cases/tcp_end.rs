@@ -202,9 +202,8 @@ pub(super) fn a_reset_ends_a_waitall(ctx: &mut Ctx) {
 pub(super) fn a_reset_shows_in_poll(ctx: &mut Ctx) {
     let c = &mut ctx.tcp();
     c.tell(Do::Reset(Some(Thread::this().tid())));
-    let events = sock::events(c, libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP, DEADLINE_MS);
-    let all = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP | libc::POLLERR | libc::POLLHUP;
-    assert_eq!(events & !libc::POLLOUT, all & !libc::POLLOUT);
+    let events = sock::events(c, libc::POLLIN | libc::POLLRDHUP, DEADLINE_MS);
+    assert_eq!(events, libc::POLLIN | libc::POLLRDHUP | libc::POLLERR | libc::POLLHUP);
     assert_eq!(sock::get(c, libc::SOL_SOCKET, libc::SO_ERROR).unwrap(), RESET);
     assert_eq!(c.take(100, 0).unwrap(), 0, "the error was taken");
 }
@@ -272,7 +271,8 @@ pub(super) fn child(ctx: &mut Ctx) {
     let words: Vec<_> = argument.split(':').collect();
     let listener = super::lifecycle::adopt(words[0].parse().unwrap());
     let read: usize = words[2].parse().unwrap();
-    let mut c = Conn::of(sock::accept4(&listener, libc::SOCK_CLOEXEC).unwrap().0, words[3].parse().unwrap(), 0);
+    let mut c =
+        Conn::of(sock::accept4(&listener, libc::SOCK_CLOEXEC).unwrap().0, words[3].parse().unwrap(), 0);
     c.write(&[1]);
     c.exact(1);
     c.arrive(&[40_000, 59_999]);
@@ -406,6 +406,8 @@ pub(super) fn a_socket_connects_again(ctx: &mut Ctx) {
     c.arrive(&[5_000]);
     c.exact(1_000);
     sock::disconnect(&c).unwrap();
+    assert_eq!(c.peers_end(), (0, RESET));
+    assert_eq!(errno(c.take(100, libc::MSG_DONTWAIT)), RESET, "`tcp_disconnect` leaves it there");
     assert_eq!(errno(c.take(100, libc::MSG_DONTWAIT)), libc::ENOTCONN);
     sock::connect(&c, second).unwrap();
     let s = sock::dup(&c).unwrap();

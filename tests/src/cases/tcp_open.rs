@@ -1,10 +1,6 @@
 //! How connections begin, and what they say of themselves.
 
-use super::{
-    Ctx,
-    conn::Kind,
-    tcp_recv::mixed,
-};
+use super::{Ctx, conn::Kind, tcp_recv::mixed};
 use crate::{
     remote::Do,
     sock::{self, DEADLINE_MS, errno},

@@ -26,8 +26,9 @@ pub(super) fn recv_takes_what_is_there(ctx: &mut Ctx) {
 pub(super) fn every_size_arrives(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     let mut draw = Draw::new(1);
-    let sizes = [&[1, 2, 3, 1_447, 1_448, 1_449, 65_535, 65_536, 200_000][..], &draw.sizes(8_000_000, 200_000)]
-        .concat();
+    let sizes =
+        [&[1, 2, 3, 1_447, 1_448, 1_449, 65_535, 65_536, 200_000][..], &draw.sizes(8_000_000, 200_000)]
+            .concat();
     c.write_later(&sizes);
     c.exact_mixed(sizes.iter().sum(), &mut draw);
     c.finish();

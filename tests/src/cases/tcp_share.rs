@@ -12,7 +12,7 @@ use crate::{
     stream::{self, Draw},
 };
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -69,56 +69,63 @@ pub(super) fn threads_read_a_connection_each(ctx: &mut Ctx) {
     });
 }
 
-/// Two threads take turns as they please; each read is a piece of the stream, and together they are all of it.
+/// Two threads take turns as they please; together they read all of the stream, each byte once.
+///
+/// Not each read is one piece: `tcp_recvmsg_locked` lets go of the socket when a backlog waits.
 pub(super) fn two_threads_read_one_connection(ctx: &mut Ctx) {
     const TOTAL: usize = 3_000_000;
     let mut c = ctx.tcp();
     let (start, number) = (c.at, c.number());
     c.write_later(&Draw::new(40).sizes(TOTAL, 40_000));
-    let pieces = Mutex::new(Vec::new());
+    let reads = Mutex::new(Vec::new());
     let s = sock::dup(&c).unwrap();
     scope(|scope| {
         for seed in [41, 42] {
-            let (s, pieces) = (&s, &pieces);
-            scope.spawn(move || read_pieces(s, &mut Draw::new(seed), pieces));
+            let (s, reads) = (&s, &reads);
+            scope.spawn(move || read_to_end(s, &mut Draw::new(seed), reads));
         }
         c.finish();
         c.order(crate::remote::Do::ShutdownWrite);
     });
-    let index = index(number, start, TOTAL);
-    let mut covered = BTreeMap::new();
-    for piece in pieces.into_inner().unwrap() {
-        let at = place(&index, &piece).expect("a piece of the stream, at least 8 bytes long");
-        stream::check(number, at, &piece);
-        assert!(covered.insert(at, piece.len()).is_none(), "position {at} was read twice");
-    }
-    let mut at = start;
-    for (from, len) in covered {
-        assert_eq!(from, at, "lost or read twice");
-        at += len as u64;
-    }
-    assert_eq!(at, start + TOTAL as u64);
+    assert_all_read_once(&stream::bytes(number, start, TOTAL), &reads.into_inner().unwrap());
 }
 
-/// By `MSG_WAITALL`, so that no piece is too short to be known by its bytes.
-fn read_pieces(s: &OwnedFd, draw: &mut Draw, pieces: &Mutex<Vec<Vec<u8>>>) {
+fn read_to_end(s: &OwnedFd, draw: &mut Draw, reads: &Mutex<Vec<Vec<u8>>>) {
     loop {
-        let piece = sock::take(s, 16 * draw.size(1, 2_000), libc::MSG_WAITALL).unwrap();
-        if piece.is_empty() {
+        let bytes = sock::take(s, draw.size(16, 30_000), 0).unwrap();
+        if bytes.is_empty() {
             return;
         }
-        pieces.lock().unwrap().push(piece);
+        reads.lock().unwrap().push(bytes);
     }
 }
 
-/// Where each eight bytes stand.
-fn index(number: u64, start: u64, len: usize) -> BTreeMap<[u8; 8], u64> {
-    let all = stream::bytes(number, start, len);
-    all.windows(8).zip(start..).map(|(window, at)| (window.try_into().unwrap(), at)).collect()
-}
+/// Bytes that tell where in a stream they stand.
+const KEY: usize = 8;
 
-fn place(index: &BTreeMap<[u8; 8], u64>, piece: &[u8]) -> Option<u64> {
-    index.get(piece.first_chunk::<8>()?).copied()
+/// Every read is made of runs of the stream; runs too short to be placed must be what the others leave.
+fn assert_all_read_once(stream: &[u8], reads: &[Vec<u8>]) {
+    let index: HashMap<&[u8], usize> = stream.windows(KEY).zip(0..).collect();
+    let (mut missing, mut crumbs) = (vec![true; stream.len()], Vec::<u8>::new());
+    for read in reads {
+        let mut rest = &read[..];
+        while rest.len() >= KEY {
+            let at = index
+                .get(&rest[..KEY])
+                .copied()
+                .unwrap_or_else(|| panic!("{:02x?} is not of the stream", &rest[..KEY]));
+            let len = rest.iter().zip(&stream[at..]).take_while(|(a, b)| a == b).count();
+            assert!(missing[at..at + len].iter().all(|&missing| missing), "{at} was read twice");
+            missing[at..at + len].fill(false);
+            rest = &rest[len..];
+        }
+        crumbs.extend(rest);
+    }
+    let mut gaps: Vec<u8> =
+        stream.iter().zip(missing).filter(|(_, missing)| *missing).map(|(b, _)| *b).collect();
+    gaps.sort_unstable();
+    crumbs.sort_unstable();
+    assert_eq!(gaps, crumbs, "what is missing is not what was read in crumbs");
 }
 
 /// The parent has read some, some is queued, some comes later.
@@ -295,16 +302,34 @@ pub(super) fn splice_takes_the_stream(ctx: &mut Ctx) {
     c.exact(5_000);
 }
 
-/// `splice_direct_to_actor` wants a file that can seek.
-pub(super) fn sendfile_from_a_socket_is_einval(ctx: &mut Ctx) {
+/// To a pipe it is a splice (`splice_file_to_pipe`).
+pub(super) fn sendfile_to_a_pipe_takes_the_stream(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     c.arrive(&[5_000]);
-    let (_reader, writer) = sock::pipe();
-    // SAFETY: no offset.
-    let sent = check(unsafe { libc::sendfile(writer.as_raw_fd(), c.as_raw_fd(), null_mut(), 1_000) } as i64);
-    assert_eq!(errno(sent), libc::EINVAL);
+    c.exact(1_000);
+    let (reader, writer) = sock::pipe();
+    assert_eq!(sendfile(&writer, &c, 3_000).unwrap(), 3_000);
+    let mut buffer = [0; 3_000];
+    assert_eq!(sock::read(&reader, &mut buffer).unwrap(), 3_000);
+    c.advance(&buffer);
+    c.exact(1_000);
+    mixed(&mut c);
+}
+
+/// To a file it needs a source that can seek (`splice_direct_to_actor`).
+pub(super) fn sendfile_to_a_file_is_einval(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[5_000]);
+    // SAFETY: a C string.
+    let file = sock::own(unsafe { libc::memfd_create(c"sendfile".as_ptr(), 0) }).unwrap();
+    assert_eq!(errno(sendfile(&file, &c, 1_000)), libc::EINVAL);
     c.exact(5_000);
     mixed(&mut c);
+}
+
+fn sendfile(to: &OwnedFd, from: &Conn, len: usize) -> std::io::Result<i64> {
+    // SAFETY: no offset.
+    check(unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), null_mut(), len) } as i64)
 }
 
 /// sendfile(2) to it concerns the other direction.
