@@ -35,6 +35,8 @@ enum steer_verdict {
 	STEER_UNADMITTED,
 	STEER_NO_RING,
 	STEER_RODE,
+	STEER_TCP_FLOW,
+	STEER_TCP_CONTROL,
 	STEER_VERDICTS,
 };
 
@@ -106,6 +108,13 @@ struct tcp_slot {
 	__u64 bad_checksum;
 	__u64 rode; /* headers that rode, merged */
 	__u64 rode_real; /* segments that rode with their payload */
+};
+
+/* Value of tcp_flows, which programs cannot write as they can the slots. */
+struct tcp_flow {
+	__u64 cookie; /* SO_COOKIE */
+	__u32 slot;
+	__u32 zero;
 };
 
 #endif

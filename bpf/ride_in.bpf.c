@@ -9,27 +9,19 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
-#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "flow.h"
+#include "maps.h"
 
 const volatile __u32 device_ifindex = 0;
 const volatile __u32 generic_xdp = 0;
+const volatile __u32 ride_tcp = 0;
 
 /* One bit for every port that had a rule in this run, lifted or not any more. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536 / 64);
-	__type(key, __u32);
-	__type(value, __u64);
-} ride_ports SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} ride_refused SEC(".maps");
+MAP(ride_ports, BPF_MAP_TYPE_ARRAY, __u32, __u64, 65536 / 64, 0);
+MAP(ride_refused, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, 1, 0);
+TCP_FLOWS_MAP;
 
 static __always_inline int lifted_once(__be16 dest)
 {
@@ -39,38 +31,62 @@ static __always_inline int lifted_once(__be16 dest)
 	return bits && (*bits >> (port % 64) & 1);
 }
 
-/* Offset of the UDP header; 0: not what steer lifts. */
-static __always_inline __u32 udp_offset(struct __sk_buff *skb, __be16 proto)
+/* A TCP segment, merged or not, of a connection of the run. */
+static __always_inline int tcp_may_ride(struct flow_key *flow)
 {
-	struct ipv6hdr v6;
-	struct iphdr v4;
+	return ride_tcp && bpf_map_lookup_elem(&tcp_flows, flow);
+}
 
-	if (proto == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &v4, sizeof(v4)) || *(__u8 *)&v4 != 0x45 ||
-		    v4.protocol != IPPROTO_UDP || (v4.frag_off & bpf_htons(0x3fff)))
-			return 0;
-		return ETH_HLEN + sizeof(v4);
-	}
-	if (proto == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &v6, sizeof(v6)) || (*(__u8 *)&v6 & 0xf0) != 0x60 ||
-		    v6.nexthdr != IPPROTO_UDP)
-			return 0;
-		return ETH_HLEN + sizeof(v6);
-	}
-	return 0;
+/* No UDP is merged: what claims to be was made up. */
+static __always_inline int udp_may_ride(struct __sk_buff *skb, struct flow_key *flow)
+{
+	return !skb->gso_size && lifted_once(flow->destination_port);
+}
+
+static __always_inline int may_ride_as(struct __sk_buff *skb, __u8 protocol, struct flow_key *flow)
+{
+	if (protocol == IPPROTO_TCP)
+		return tcp_may_ride(flow);
+	return protocol == IPPROTO_UDP && udp_may_ride(skb, flow);
+}
+
+static __always_inline int ipv4_may_ride(struct __sk_buff *skb)
+{
+	struct flow_key flow = {};
+	struct iphdr ip;
+	__be16 ports[2];
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || *(__u8 *)&ip != 0x45 ||
+	    (ip.frag_off & bpf_htons(0x3fff)) || bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), ports, sizeof(ports)))
+		return 0;
+	ipv4_flow(&flow, &ip, ports);
+	return may_ride_as(skb, ip.protocol, &flow);
+}
+
+static __always_inline int ipv6_may_ride(struct __sk_buff *skb)
+{
+	struct flow_key flow = {};
+	struct ipv6hdr ip;
+	__be16 ports[2];
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || (*(__u8 *)&ip & 0xf0) != 0x60 ||
+	    ipv6_reserved(&ip.saddr) || ipv6_reserved(&ip.daddr) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), ports, sizeof(ports)))
+		return 0;
+	ipv6_flow(&flow, &ip, ports);
+	return may_ride_as(skb, ip.nexthdr, &flow);
 }
 
 static __always_inline int may_ride(struct __sk_buff *skb)
 {
 	struct ethhdr eth;
-	struct udphdr udp;
-	__u32 at;
 
 	/* The stack has taken a tag out already (skb_vlan_untag); steer lifts no tagged frame. */
 	if (skb->vlan_present || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
 		return 0;
-	at = udp_offset(skb, eth.h_proto);
-	return at && !bpf_skb_load_bytes(skb, at, &udp, sizeof(udp)) && lifted_once(udp.dest);
+	if (eth.h_proto == bpf_htons(ETH_P_IP))
+		return ipv4_may_ride(skb);
+	return eth.h_proto == bpf_htons(ETH_P_IPV6) && ipv6_may_ride(skb);
 }
 
 SEC("classifier")

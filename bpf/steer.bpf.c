@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
 /*
- * steer: lifts UDP datagrams that a program of the run owns to its AF_XDP rings and passes all else.
+ * steer: lifts UDP datagrams and TCP connections that a program of the run owns to its AF_XDP rings, passes all else.
  * Anything not fully understood passes. Unlifted traffic pays for the headers and one array look-up.
  */
 #include <linux/bpf.h>
@@ -11,16 +11,9 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "hoist.h"
-
-#define MAP(name, kind, k, v, n, flags)     \
-	struct {                            \
-		__uint(type, kind);         \
-		__uint(max_entries, n);     \
-		__uint(map_flags, flags);   \
-		__type(key, k);             \
-		__type(value, v);           \
-	} name SEC(".maps")
+#include "flow.h"
+#include "maps.h"
+#include "steer_tcp.h"
 
 MAP(xsks, BPF_MAP_TYPE_XSKMAP, __u32, __u32, 1, 0);
 MAP(device, BPF_MAP_TYPE_ARRAY, __u32, struct steer_device, 1, 0);
@@ -64,13 +57,16 @@ static __always_inline int frame_verdict(struct ethhdr *eth, __u64 len)
 	return len > d->max_frame ? STEER_TOO_LONG : STEER_LIFT;
 }
 
-static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow_key *flow)
+static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow_key *flow, int *tcp)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 source, total;
 
 	if ((void *)(ip + 1) > end)
 		return STEER_TRUNCATED;
+	*tcp = lift_tcp && ip->protocol == IPPROTO_TCP;
+	if (*tcp)
+		return ipv4_tcp_verdict(ip, end, flow);
 	if (ip->protocol != IPPROTO_UDP)
 		return STEER_NOT_UDP;
 	if (*(__u8 *)ip != 0x45)
@@ -88,10 +84,7 @@ static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow
 	source = bpf_ntohl(ip->saddr) >> 24;
 	if (source == 0 || source == 127 || source >= 224)
 		return STEER_SOURCE;
-	flow->source[10] = flow->source[11] = flow->destination[10] = flow->destination[11] = 0xff;
-	__builtin_memcpy(&flow->source[12], &ip->saddr, 4);
-	__builtin_memcpy(&flow->destination[12], &ip->daddr, 4);
-	__builtin_memcpy(&flow->source_port, udp, 4);
+	ipv4_flow(flow, ip, udp);
 	return STEER_LIFT;
 }
 
@@ -100,13 +93,16 @@ static __always_inline int is_extension(__u8 next)
 	return next == 0 || next == 43 || next == 44 || next == 50 || next == 51 || next == 60 || next == 135;
 }
 
-static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow)
+static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow, int *tcp)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 len;
 
 	if ((void *)(ip + 1) > end)
 		return STEER_TRUNCATED;
+	*tcp = lift_tcp && ip->nexthdr == IPPROTO_TCP;
+	if (*tcp)
+		return ipv6_tcp_verdict(ip, end, flow);
 	if (ip->nexthdr != IPPROTO_UDP)
 		return is_extension(ip->nexthdr) ? STEER_IPV6_EXTENSION : STEER_NOT_UDP;
 	if ((void *)(udp + 1) > end || (*(__u8 *)ip & 0xf0) != 0x60)
@@ -116,13 +112,11 @@ static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct fl
 	len = bpf_ntohs(ip->payload_len);
 	if (len > end - (void *)udp || bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > len)
 		return STEER_TRUNCATED;
-	/* ::/64 holds ::, ::1 and the IPv4-mapped addresses that keys of IPv4 are made of. */
-	if (ip->saddr.s6_addr[0] == 0xff || (!ip->saddr.s6_addr32[0] && !ip->saddr.s6_addr32[1]))
+	if (ip->saddr.s6_addr[0] == 0xff || ipv6_reserved(&ip->saddr))
 		return STEER_SOURCE;
-	if (!ip->daddr.s6_addr32[0] && !ip->daddr.s6_addr32[1])
+	if (ipv6_reserved(&ip->daddr))
 		return STEER_ADDRESS;
-	__builtin_memcpy(flow, &ip->saddr, 32);
-	__builtin_memcpy(&flow->source_port, udp, 4);
+	ipv6_flow(flow, ip, udp);
 	return STEER_LIFT;
 }
 
@@ -138,18 +132,33 @@ static __always_inline void stamp(struct xdp_md *ctx)
 		*meta = (struct hoist_meta){ HOIST_META_MAGIC, bpf_ktime_get_ns() };
 }
 
+/* Whether the datagram is for a socket of the run; `flags` of its rule. */
+static __always_inline int rule_verdict(struct flow_key *flow, __u32 *flags)
+{
+	struct lift_key key = {};
+	struct lift_rule *rule;
+
+	__builtin_memcpy(key.address, flow->destination, sizeof(key.address));
+	key.port = flow->destination_port;
+	rule = bpf_map_lookup_elem(&lift, &key);
+	if (!rule)
+		return STEER_ADDRESS;
+	*flags = rule->flags;
+	if ((*flags & LIFT_ADMIT_FLOW) && !bpf_map_lookup_elem(&admitted, flow))
+		return STEER_UNADMITTED;
+	return STEER_LIFT;
+}
+
 SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 queue = ctx->rx_queue_index;
+	__u32 queue = ctx->rx_queue_index, flags = 0;
 	struct flow_key flow = {};
-	struct lift_key key = {};
 	struct ethhdr *eth = data;
-	struct lift_rule *rule;
 	__u64 len = end - data;
 	void *ip = eth + 1;
-	int verdict;
+	int verdict, tcp = 0;
 
 	if (ip > end)
 		return count(STEER_TRUNCATED, 0);
@@ -159,28 +168,22 @@ int steer(struct xdp_md *ctx)
 		return count(STEER_RODE, 0);
 	}
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		verdict = ipv4_verdict(ip, end, &flow);
+		verdict = ipv4_verdict(ip, end, &flow, &tcp);
 	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		verdict = ipv6_verdict(ip, end, &flow);
+		verdict = ipv6_verdict(ip, end, &flow, &tcp);
 	else if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD))
 		verdict = STEER_VLAN;
 	else
 		verdict = STEER_NOT_IP;
 	if (verdict == STEER_LIFT)
 		verdict = frame_verdict(eth, len);
+	if (verdict == STEER_LIFT && !tcp)
+		verdict = rule_verdict(&flow, &flags);
+	if (verdict == STEER_LIFT && !bpf_map_lookup_elem(&xsks, &queue))
+		verdict = STEER_NO_RING;
 	if (verdict != STEER_LIFT)
 		return count(verdict, 0);
-
-	__builtin_memcpy(key.address, flow.destination, sizeof(key.address));
-	key.port = flow.destination_port;
-	rule = bpf_map_lookup_elem(&lift, &key);
-	if (!rule)
-		return count(STEER_ADDRESS, 0);
-	if ((rule->flags & LIFT_ADMIT_FLOW) && !bpf_map_lookup_elem(&admitted, &flow))
-		return count(STEER_UNADMITTED, 0);
-	if (!bpf_map_lookup_elem(&xsks, &queue))
-		return count(STEER_NO_RING, 0);
-	if (rule->flags & LIFT_TIMESTAMP)
+	if (flags & LIFT_TIMESTAMP)
 		stamp(ctx);
 	count(STEER_LIFT, len);
 	return bpf_redirect_map(&xsks, queue, XDP_PASS);

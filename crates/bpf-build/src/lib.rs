@@ -15,12 +15,20 @@ pub fn compile(name: &str) {
     let object =
         PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(format!("{name}.bpf.o"));
     println!("cargo::rerun-if-changed={}", source.display());
-    println!("cargo::rerun-if-changed={}", bpf.join("hoist.h").display());
+    for header in headers(&bpf) {
+        println!("cargo::rerun-if-changed={}", header.display());
+    }
     println!("cargo::rerun-if-env-changed=CLANG");
     if let Err(why) = run_clang(&bpf, &source, &object) {
         println!("cargo::error={why}");
         std::process::exit(1);
     }
+}
+
+/// A program includes few of them; to build too often does no harm.
+fn headers(bpf: &Path) -> Vec<PathBuf> {
+    let files = bpf.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "h")).collect()
 }
 
 fn bpf_dir() -> PathBuf {

@@ -139,6 +139,10 @@ verdicts! {
     NoRing "no-ring";
     /// Given back to the stack and seen again (generic XDP only).
     Rode "rode";
+    /// A TCP segment of a connection that is not lifted.
+    TcpFlow "tcp-flow";
+    /// A TCP segment that the stack needs no payload of: SYN, or an acknowledgement alone.
+    TcpControl "tcp-control";
 }
 
 #[cfg(test)]

@@ -8,7 +8,24 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-/// An AF_INET or AF_INET6 UDP socket.
+/// What kind of socket it must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Protocol {
+    Udp,
+    Tcp,
+}
+
+impl Protocol {
+    /// SO_TYPE and SO_PROTOCOL.
+    fn numbers(self) -> (i32, i32) {
+        match self {
+            Self::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            Self::Tcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        }
+    }
+}
+
+/// An AF_INET or AF_INET6 socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Endpoint {
     /// SO_COOKIE.
@@ -27,13 +44,19 @@ impl Endpoint {
     /// Asks the kernel about `fd`.
     ///
     /// # Errors
-    /// `ENOTSOCK` or `EPROTONOSUPPORT` for anything but a UDP socket of this network namespace.
-    pub(crate) fn examine(fd: BorrowedFd<'_>, netns_cookie: Option<u64>) -> io::Result<Self> {
+    /// `ENOTSOCK` or `EPROTONOSUPPORT` for anything but a socket of `protocol` in this network namespace.
+    pub(crate) fn examine(
+        fd: BorrowedFd<'_>,
+        protocol: Protocol,
+        netns_cookie: Option<u64>,
+    ) -> io::Result<Self> {
         let option = |name| sys::option_i32(fd, libc::SOL_SOCKET, name);
         let domain = option(libc::SO_DOMAIN)?;
-        let udp =
-            option(libc::SO_TYPE)? == libc::SOCK_DGRAM && option(libc::SO_PROTOCOL)? == libc::IPPROTO_UDP;
-        if !udp || !matches!(domain, libc::AF_INET | libc::AF_INET6) || netns(fd) != netns_cookie {
+        let kind = (option(libc::SO_TYPE)?, option(libc::SO_PROTOCOL)?);
+        if kind != protocol.numbers()
+            || !matches!(domain, libc::AF_INET | libc::AF_INET6)
+            || netns(fd) != netns_cookie
+        {
             return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
         }
         let address = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
@@ -77,29 +100,44 @@ fn socket_address(address: &SockaddrStorage) -> Option<(SocketAddr, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{net::UdpSocket, os::fd::AsFd};
+    use std::{
+        net::{TcpListener, TcpStream, UdpSocket},
+        os::fd::AsFd,
+    };
+
+    fn examine(fd: &impl AsFd, protocol: Protocol) -> Result<Endpoint, Option<i32>> {
+        let here = netns(UdpSocket::bind("127.0.0.1:0").unwrap().as_fd());
+        Endpoint::examine(fd.as_fd(), protocol, here).map_err(|error| error.raw_os_error())
+    }
 
     #[test]
     fn a_socket_is_described_as_the_kernel_sees_it() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let endpoint = Endpoint::examine(socket.as_fd(), netns(socket.as_fd())).unwrap();
+        let endpoint = examine(&socket, Protocol::Udp).unwrap();
         assert_eq!(endpoint.local, socket.local_addr().unwrap());
         assert_eq!((endpoint.peer, endpoint.dual, endpoint.ifindex), (None, false, 0));
         socket.connect("127.0.0.1:9").unwrap();
-        let endpoint = Endpoint::examine(socket.as_fd(), netns(socket.as_fd())).unwrap();
-        assert_eq!(endpoint.peer, Some("127.0.0.1:9".parse().unwrap()));
+        assert_eq!(examine(&socket, Protocol::Udp).unwrap().peer, Some("127.0.0.1:9".parse().unwrap()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(examine(&listener, Protocol::Tcp).unwrap().peer, None);
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let endpoint = examine(&stream, Protocol::Tcp).unwrap();
+        assert_eq!(
+            (endpoint.local, endpoint.peer),
+            (stream.local_addr().unwrap(), listener.local_addr().ok())
+        );
     }
 
     #[test]
-    fn what_is_no_udp_socket_of_this_namespace_is_refused() {
+    fn what_is_no_such_socket_of_this_namespace_is_refused() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let here = netns(udp.as_fd());
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let file = std::fs::File::open("/proc/self/comm").unwrap();
-        let errno = |result: io::Result<Endpoint>| result.unwrap_err().raw_os_error();
-        assert_eq!(errno(Endpoint::examine(file.as_fd(), here)), Some(libc::ENOTSOCK));
-        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(errno(Endpoint::examine(tcp.as_fd(), here)), Some(libc::EPROTONOSUPPORT));
-        let elsewhere = here.map(|cookie| cookie + 1);
-        assert_eq!(errno(Endpoint::examine(udp.as_fd(), elsewhere)), Some(libc::EPROTONOSUPPORT));
+        assert_eq!(examine(&file, Protocol::Udp), Err(Some(libc::ENOTSOCK)));
+        assert_eq!(examine(&tcp, Protocol::Udp), Err(Some(libc::EPROTONOSUPPORT)));
+        assert_eq!(examine(&udp, Protocol::Tcp), Err(Some(libc::EPROTONOSUPPORT)));
+        let elsewhere = netns(udp.as_fd()).map(|cookie| cookie + 1);
+        let refused = Endpoint::examine(udp.as_fd(), Protocol::Udp, elsewhere).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPROTONOSUPPORT));
     }
 }

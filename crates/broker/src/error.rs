@@ -56,7 +56,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     }
 }
 
-/// An error of aya with the whole chain of its causes.
+/// An error of aya with the whole chain of its causes, but of the verifier's log only what it ends with.
 pub(crate) fn bpf(operation: &str, error: &dyn std::error::Error) -> Error {
     let mut cause = error.to_string();
     let mut source = error.source();
@@ -65,5 +65,28 @@ pub(crate) fn bpf(operation: &str, error: &dyn std::error::Error) -> Error {
         cause += &error.to_string();
         source = error.source();
     }
-    Error::Bpf { operation: operation.into(), cause }
+    Error::Bpf { operation: operation.into(), cause: shortened(&cause) }
+}
+
+/// Lines of a verifier's log that say what is wrong, and what follows them.
+const LAST_LINES: usize = 8;
+
+fn shortened(cause: &str) -> String {
+    let lines: Vec<&str> = cause.lines().collect();
+    match lines.len().checked_sub(LAST_LINES + 1) {
+        None | Some(0) => cause.into(),
+        Some(skip) => format!("{} …\n{}", lines[0], lines[1 + skip..].join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn of_a_long_log_the_first_line_and_the_last_ones_are_kept() {
+        let lines: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        assert_eq!(shortened(&lines.join("\n")), "0 …\n92\n93\n94\n95\n96\n97\n98\n99");
+        assert_eq!(shortened(&lines[..9].join("\n")), lines[..9].join("\n"));
+    }
 }

@@ -67,6 +67,8 @@ pub struct Launch {
     pub user: Option<User>,
     /// The signal mask it starts with.
     pub mask: SigSet,
+    /// `cgroup.procs` of the cgroup it is to be in.
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// A user by name or number.
@@ -119,7 +121,8 @@ impl Launch {
             }
         };
         let user = self.user.as_ref().map(|user| identity(&mut command, user)).transpose()?;
-        sys::Child { mask: self.mask, open_files: (soft, hard), user }.prepare(&mut command);
+        sys::Child { cgroup: self.cgroup, mask: self.mask, open_files: (soft, hard), user }
+            .prepare(&mut command);
         // For many processes' channels; the program keeps the limit it had.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
         let child = command.spawn().context(format!("start {}", self.program.display()))?;

@@ -5,10 +5,14 @@ use crate::{
     device::{self, Device},
     error::Error,
     steer::Steer,
+    sys::VNET_HEADER,
     tap::Tap,
 };
 use hoist_ipc::{RingInfo, page::StatsPage};
-use hoist_packet::udp;
+use hoist_packet::{
+    checksum::{pseudo_header_v4, pseudo_header_v6},
+    ethernet, ipv4, ipv6, udp,
+};
 use hoist_xsk::{ChunkSize, FillRing, Mode, RxRing, Socket, Statistics, Umem};
 use std::{collections::BTreeSet, os::fd::AsFd, sync::atomic::Ordering::Relaxed};
 
@@ -24,6 +28,11 @@ pub const CHUNK: ChunkSize = ChunkSize::K2;
 pub const MAX_FRAME: u32 = 2048 - 256;
 
 const COMPLETION_SIZE: u32 = 64; // the kernel wants one; nothing is sent
+/// `virtio_net_hdr.flags`.
+const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
+const TCP: u8 = 6;
+/// Where the checksum lies in a TCP header.
+const TCP_CHECKSUM: usize = 16;
 const TOTAL_FRAMES: u32 = 65_536;
 const MIN_FRAMES: u32 = 512;
 
@@ -252,13 +261,44 @@ fn ride_leftovers(rx: &mut RxRing, umem: &Umem, tap: &Tap, partial: bool) -> u64
     let count = rx.available();
     for packet in (0..count).filter_map(|i| rx.peek(i)).filter_map(|desc| umem.packet(desc)) {
         let mut frame = packet.to_vec();
-        if partial && udp::complete_checksum(&mut frame).is_err() {
-            continue;
-        }
-        rode += u64::from(tap.ride(&frame).is_ok());
+        let Some(header) = prepare_ride(&mut frame, partial) else { continue };
+        rode += u64::from(tap.ride(header, &frame).is_ok());
     }
     rx.release(count);
     rode
+}
+
+/// The `virtio_net_hdr` with which a frame rides as it is. A partial checksum of UDP is completed, one of TCP is left to
+/// the stack, which would trust it from this device, too.
+fn prepare_ride(frame: &mut [u8], partial: bool) -> Option<[u8; VNET_HEADER]> {
+    let mut header = [0; VNET_HEADER];
+    let tcp = tcp_checksum(frame);
+    match tcp {
+        Some((start, partial_sum)) if partial => {
+            let field = frame.get(start + TCP_CHECKSUM..start + TCP_CHECKSUM + 2)?;
+            if field == partial_sum.to_be_bytes() {
+                header[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+                header[6..8].copy_from_slice(&(start as u16).to_ne_bytes());
+                header[8..].copy_from_slice(&(TCP_CHECKSUM as u16).to_ne_bytes());
+            }
+        }
+        None if partial => udp::complete_checksum(frame).ok()?,
+        _ => {}
+    }
+    Some(header)
+}
+
+/// Where the TCP header begins, and what its checksum field holds if the driver is to complete it; None: it is not TCP.
+fn tcp_checksum(frame: &[u8]) -> Option<(usize, u16)> {
+    let (ethernet, packet) = ethernet::View::split(frame)?;
+    let at = ethernet.len();
+    if let Ok((ip, body)) = ipv4::View::split(packet) {
+        let sum = pseudo_header_v4(ip.source(), ip.destination(), TCP, body.len() as u16);
+        return (ip.protocol() == TCP).then(|| (at + ipv4::HEADER_LEN, sum.fold()));
+    }
+    let (ip, body) = ipv6::View::split(packet).ok()?;
+    let sum = pseudo_header_v6(&ip.source(), &ip.destination(), TCP, body.len() as u32);
+    (ip.next_header() == TCP).then(|| (at + ipv6::HEADER_LEN, sum.fold()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 #[expect(unsafe_code, reason = "mirrors of C structures are plain old data")]
 pub mod abi;
 pub mod account;
+mod cgroup;
+mod connections;
 pub mod device;
 mod disposal;
 pub mod elf;
@@ -24,10 +26,12 @@ mod sock_diag;
 pub mod status;
 mod status_socket;
 pub mod steer;
+mod streams;
 #[expect(unsafe_code, reason = "the one place that makes system calls")]
 mod sys;
 mod tap;
 
+pub use connections::Pins;
 pub use error::Error;
 pub use hoist_ipc::tcp::Policy;
 pub use hoist_xsk::Mode;

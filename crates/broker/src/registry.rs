@@ -31,6 +31,8 @@ pub(crate) struct Channel {
     pub(crate) name: String,
     pub(crate) page: Mapped,
     pub(crate) sockets: BTreeMap<u64, Registered>,
+    /// It has the maps of the TCP connections, and steers these without asking.
+    pub(crate) knows_connections: bool,
     groups: BTreeMap<u64, Vec<Membership>>,
     slots: Slots,
 }
@@ -69,7 +71,7 @@ impl Slots {
 impl Channel {
     pub(crate) fn new(socket: OwnedFd, pidfd: OwnedFd, pid: u32, name: String, page: Mapped) -> Self {
         let (sockets, groups, slots) = (BTreeMap::new(), BTreeMap::new(), Slots::default());
-        Self { socket, pidfd, pid, name, page, sockets, groups, slots }
+        Self { socket, pidfd, pid, name, page, sockets, knows_connections: false, groups, slots }
     }
 
     /// The slot of a socket, taken anew if it has none.

@@ -4,7 +4,7 @@
 use crate::{
     Broker, Error,
     device::Device,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Protocol},
     error::Context,
     lease::{CHUNK, Lease},
     registry::{Channel, Registered},
@@ -28,7 +28,7 @@ use std::{
 /// Requests served in a row before others have their turn.
 const TURN: usize = 32;
 /// Slot in the answer to a socket that could have none.
-const NO_SLOT: u32 = u32::MAX;
+pub(crate) const NO_SLOT: u32 = u32::MAX;
 
 type Fds = Vec<OwnedFd>;
 
@@ -133,8 +133,8 @@ impl Broker {
                 Reply::Done
             }
             Request::Demote { cookie, reason } => self.demote(id, cookie, reason),
-            Request::Settle => self.settled(),
-            Request::Stream { .. } => Reply::Refused { errno: libc::EOPNOTSUPP as u32 },
+            Request::Settle => self.settled(id),
+            Request::Stream { cookie } => self.stream(id, cookie, first(fds))?,
             Request::Group { cookie, join, group, ifindex } => self.group(id, cookie, join, group, ifindex),
             Request::Admit { cookie, from, to } => {
                 self.admit(id, cookie, from, to);
@@ -144,7 +144,7 @@ impl Broker {
         self.reply(id, &answer, &[])
     }
 
-    fn reply(&self, id: u64, message: &Reply, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    pub(crate) fn reply(&self, id: u64, message: &Reply, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let Some(channel) = self.channels.get(&id) else { return Ok(()) };
         reply(channel.socket.as_fd(), message, fds).context("answer a request")
     }
@@ -156,34 +156,55 @@ impl Broker {
         timestamps: bool,
         fd: Option<OwnedFd>,
     ) -> Result<Reply, Error> {
-        let refused = |errno: i32| Ok(Reply::Refused { errno: errno as u32 });
-        let Some(fd) = fd else { return refused(libc::EBADF) };
-        let endpoint = match Endpoint::examine(fd.as_fd(), self.netns) {
-            Ok(endpoint) if endpoint.cookie == cookie => endpoint,
-            Ok(_) => {
-                self.disposal.close(fd);
-                return refused(libc::EINVAL);
-            }
-            Err(error) => {
-                self.disposal.close(fd);
-                return refused(error.raw_os_error().unwrap_or(libc::EIO));
-            }
+        let endpoint = match self.examine(fd, cookie, Protocol::Udp) {
+            Ok(endpoint) => endpoint,
+            Err(errno) => return Ok(Reply::Refused { errno }),
         };
-        drop(fd); // it must not keep the program's socket alive
         let Some(slot) = self.channels.get_mut(&id).and_then(|c| c.slot(cookie)) else {
             return Ok(Reply::Registered { slot: NO_SLOT, reason: Reason::TooMany });
         };
         let reason = self.lift(id, &endpoint, slot, timestamps)?;
+        self.note_denial(&endpoint, reason);
+        Ok(Reply::Registered { slot, reason })
+    }
+
+    /// The socket `fd` that a process says has this cookie, or the errno of its refusal.
+    pub(crate) fn examine(
+        &mut self,
+        fd: Option<OwnedFd>,
+        cookie: u64,
+        protocol: Protocol,
+    ) -> Result<Endpoint, u32> {
+        let fd = fd.ok_or(libc::EBADF as u32)?;
+        let found = Endpoint::examine(fd.as_fd(), protocol, self.netns);
+        let answer = match found {
+            Ok(endpoint) if endpoint.cookie == cookie => Ok(endpoint),
+            Ok(_) => Err(libc::EINVAL as u32),
+            Err(error) => Err(error.raw_os_error().unwrap_or(libc::EIO) as u32),
+        };
+        match answer {
+            Ok(_) if protocol == Protocol::Udp => drop(fd), // it must not keep the program's socket alive
+            _ => self.disposal.close(fd),
+        }
+        answer
+    }
+
+    /// Remembers a reason that `--require` does not put up with.
+    pub(crate) fn note_denial(&mut self, endpoint: &Endpoint, reason: Reason) {
         if self.is_denial(reason) && self.denied.is_none() {
             self.denied = Some(format!("{}: {}", endpoint.local, reason.explain()));
         }
-        Ok(Reply::Registered { slot, reason })
     }
 
     /// Reasons that `--require` does not put up with.
     fn is_denial(&self, reason: Reason) -> bool {
-        use Reason::{NoDevice, OtherDevice, PortShared, RingSetup, RingsBusy, TooMany};
-        matches!(reason, NoDevice | OtherDevice | PortShared | RingSetup | RingsBusy | TooMany)
+        use Reason::{
+            Generic, NoConnections, NoDevice, OtherDevice, PortShared, RingSetup, RingsBusy, TooMany,
+        };
+        matches!(
+            reason,
+            Generic | NoConnections | NoDevice | OtherDevice | PortShared | RingSetup | RingsBusy | TooMany
+        )
     }
 
     /// Lifts a socket if nothing stands in the way, and notes what does.
@@ -221,19 +242,28 @@ impl Broker {
         if self.busy(id) {
             return Ok(Some(Reason::RingsBusy));
         }
-        let devices = self.devices_for(endpoint);
-        if devices.is_empty() {
-            let bound = endpoint.ifindex != 0 && self.inventory.0.contains_key(&endpoint.ifindex);
-            return Ok(Some(if bound { Reason::OtherDevice } else { Reason::NoDevice }));
-        }
+        let devices = match self.devices_for(endpoint) {
+            Ok(devices) => devices,
+            Err(reason) => return Ok(Some(reason)),
+        };
         if self.shared(id, endpoint)? {
             return Ok(Some(Reason::PortShared));
         }
-        let steered: Vec<Device> = devices.into_iter().filter(|d| self.ensure_steered(d)).collect();
-        if steered.is_empty() {
-            return Ok(Some(Reason::NoDevice));
+        match self.steered_of(devices) {
+            Ok(steered) => self.give_rings(id, &steered),
+            Err(reason) => Ok(Some(reason)),
         }
-        if let Err(error) = self.ensure_rings(id, &steered) {
+    }
+
+    /// Those of `devices` that steer is attached to.
+    pub(crate) fn steered_of(&mut self, devices: Vec<Device>) -> Result<Vec<Device>, Reason> {
+        let steered: Vec<Device> = devices.into_iter().filter(|d| self.ensure_steered(d)).collect();
+        if steered.is_empty() { Err(Reason::NoDevice) } else { Ok(steered) }
+    }
+
+    /// Makes the rings of `devices` and tells the process of them.
+    pub(crate) fn give_rings(&mut self, id: u64, devices: &[Device]) -> Result<Option<Reason>, Error> {
+        if let Err(error) = self.ensure_rings(id, devices) {
             self.say(error.to_string());
             return Ok(Some(Reason::RingSetup));
         }
@@ -252,7 +282,7 @@ impl Broker {
     }
 
     /// Another process has the rings, and still lives.
-    fn busy(&mut self, id: u64) -> bool {
+    pub(crate) fn busy(&mut self, id: u64) -> bool {
         let Some(owner) = self.lease.as_ref().map(|lease| lease.owner).filter(|owner| *owner != id) else {
             return false;
         };
@@ -262,15 +292,21 @@ impl Broker {
         self.lease.is_some()
     }
 
-    /// Devices on which packets for this socket may arrive.
-    fn devices_for(&self, endpoint: &Endpoint) -> Vec<Device> {
+    /// Devices on which packets for this socket may arrive; or why there is none.
+    pub(crate) fn devices_for(&self, endpoint: &Endpoint) -> Result<Vec<Device>, Reason> {
         let want = endpoint.want();
         let any = want.local.is_unspecified() || want.local.is_multicast();
         let carries = |device: &&Device| {
             let bound = endpoint.ifindex == 0 || endpoint.ifindex == device.ifindex;
             bound && (any || device.addresses.iter().any(|a| want.takes(a.ip)))
         };
-        self.inventory.candidates(&self.config.devices).filter(carries).cloned().collect()
+        let devices: Vec<Device> =
+            self.inventory.candidates(&self.config.devices).filter(carries).cloned().collect();
+        let bound = endpoint.ifindex != 0 && self.inventory.0.contains_key(&endpoint.ifindex);
+        match devices.is_empty() {
+            false => Ok(devices),
+            true => Err(if bound { Reason::OtherDevice } else { Reason::NoDevice }),
+        }
     }
 
     /// Whether another process could receive what this socket receives.
@@ -380,7 +416,8 @@ impl Broker {
         Reply::Done
     }
 
-    fn settled(&mut self) -> Reply {
+    fn settled(&mut self, id: u64) -> Reply {
+        self.stale |= self.channels.get(&id).is_some_and(|channel| channel.knows_connections);
         match self.settle() {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Refused { errno: error.raw_os_error().unwrap_or(libc::EIO) as u32 },

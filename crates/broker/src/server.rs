@@ -1,7 +1,8 @@
 //! The broker's state and its one loop: whatever becomes readable is dealt with, nothing blocks on a program.
 
 use crate::{
-    Error, MAX_FRAME,
+    Error, MAX_FRAME, Pins,
+    connections::Connections,
     device::{self, Device, Inventory},
     disposal::Disposal,
     endpoint,
@@ -153,6 +154,8 @@ pub struct Broker {
     pub(crate) steered: BTreeMap<u32, Steered>,
     /// Devices on which steer or rings could not be set up, and why.
     pub(crate) broken: BTreeMap<u32, String>,
+    /// TCP connections, if they are followed.
+    pub(crate) connections: Option<Connections>,
     pub(crate) table: Table,
     pub(crate) lease: Option<Lease>,
     pub(crate) channels: BTreeMap<u64, Channel>,
@@ -211,6 +214,7 @@ impl Broker {
             inventory,
             steered: BTreeMap::new(),
             broken: BTreeMap::new(),
+            connections: None,
             table: Table::default(),
             lease: None,
             channels: BTreeMap::new(),
@@ -234,11 +238,23 @@ impl Broker {
                 None
             }
         };
+        broker.follow_connections();
         if let Err(error) = tap::sweep(&broker.route) {
             broker.say(error.to_string());
         }
         broker.watch_all()?;
         Ok((broker, theirs))
+    }
+
+    /// Without cgroup v2, bpffs or the permission UDP goes on alone.
+    fn follow_connections(&mut self) {
+        if self.config.tcp.policy == Policy::Off {
+            return;
+        }
+        match Connections::start(&self.config.tcp, self.netns) {
+            Ok(connections) => self.connections = Some(connections),
+            Err(error) => self.say(format!("TCP is not lifted (--tcp off keeps this quiet): {error}")),
+        }
     }
 
     fn watch_all(&self) -> Result<(), Error> {
@@ -366,6 +382,9 @@ impl Broker {
                 let _ = steered.steer.unset_ring(ring.info.queue);
             }
         }
+        if let Some(connections) = &self.connections {
+            connections.pass_all();
+        }
         self.stale = true; // the queues' rings
         if let Err(error) = self.settle() {
             self.say(format!("wait for packets on their way (membarrier): {error}"));
@@ -436,7 +455,8 @@ impl Broker {
         if self.broken.contains_key(&device.ifindex) {
             return false;
         }
-        match steer_device(&self.route, &self.config, device) {
+        let pins = self.connections.as_ref().map(|connections| &connections.pins);
+        match steer_device(&self.route, &self.config, device, pins) {
             Ok(steered) => {
                 self.steered.insert(device.ifindex, steered);
                 true
@@ -743,9 +763,15 @@ fn borrowed(socket: &netlink_sys::Socket) -> BorrowedFd<'_> {
     sys::borrow(socket.as_raw_fd(), socket)
 }
 
-fn steer_device(route: &Route, config: &Config, device: &Device) -> Result<Steered, Error> {
-    let attached = Steer::attach(device, config.admit_flow, MAX_FRAME)?;
-    let tap = Tap::open(route, device.ifindex, attached.generic.is_some())?;
+fn steer_device(
+    route: &Route,
+    config: &Config,
+    device: &Device,
+    pins: Option<&Pins>,
+) -> Result<Steered, Error> {
+    let attached = Steer::attach(device, config.admit_flow, MAX_FRAME, pins)?;
+    let generic = attached.generic.is_some();
+    let tap = Tap::open(route, device.ifindex, generic, pins.filter(|_| !generic))?;
     let driver = sys::driver(&device.name).unwrap_or_else(|| device.kind.clone());
     // A veth hands over what the peer's stack left to hardware; in generic mode any skb may be such.
     let partial_checksum = driver == "veth" || attached.generic.is_some();

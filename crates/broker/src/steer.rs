@@ -1,7 +1,9 @@
 //! `steer` on one device: loaded, attached, its maps.
 
 use crate::{
+    Pins,
     abi::{Counter, FlowKey, LIFT_ADMIT_FLOW, LIFT_TIMESTAMP, LiftKey, SteerDevice, Verdict},
+    connections::STEER_MAPS,
     device::Device,
     error::{Context, Error, bpf},
     rules::{Change, Key},
@@ -39,14 +41,19 @@ impl Steer {
     ///
     /// # Errors
     /// Another XDP program is attached, which is left alone; or neither mode works.
-    pub(crate) fn attach(device: &Device, admit_flow: bool, max_frame: u32) -> Result<Attached, Error> {
+    pub(crate) fn attach(
+        device: &Device,
+        admit_flow: bool,
+        max_frame: u32,
+        pins: Option<&Pins>,
+    ) -> Result<Attached, Error> {
         if let Some(id) = device.xdp_program {
             return Err(Error::Other(format!(
                 "{}: another XDP program (id {id}) is attached, and hoist replaces none: see bpftool net",
                 device.name
             )));
         }
-        let mut steer = Self::load(device, admit_flow, max_frame, false)?;
+        let mut steer = Self::load(device, admit_flow, max_frame, false, pins)?;
         let Err(refused) = steer.link(device.ifindex, sys::XDP_FLAGS_DRV_MODE) else {
             return Ok(Attached { steer, generic: None });
         };
@@ -54,22 +61,37 @@ impl Steer {
             return Err(refused)
                 .context(format!("attach steer to {}: an XDP program is attached", device.name));
         }
-        let mut steer = Self::load(device, admit_flow, max_frame, true)?;
+        let mut steer = Self::load(device, admit_flow, max_frame, true, None)?;
         steer
             .link(device.ifindex, sys::XDP_FLAGS_SKB_MODE)
             .context(format!("attach steer to {} in generic mode", device.name))?;
         Ok(Attached { steer, generic: Some(native_refusal(&refused)) })
     }
 
-    /// Loads without attaching; for tests that run single packets.
+    /// Loads without attaching; for tests that run single packets. With `pins` it lifts TCP by the maps there.
     ///
     /// # Errors
     /// The kernel refuses the program or a map.
-    pub fn load(device: &Device, admit_flow: bool, max_frame: u32, generic: bool) -> Result<Self, Error> {
-        let generic = u32::from(generic);
+    pub fn load(
+        device: &Device,
+        admit_flow: bool,
+        max_frame: u32,
+        generic: bool,
+        pins: Option<&Pins>,
+    ) -> Result<Self, Error> {
+        let (generic, lift_tcp) = (u32::from(generic), u32::from(pins.is_some()));
         let mut loader = EbpfLoader::new();
         loader.override_global("generic_xdp", &generic, true);
+        loader.override_global("lift_tcp", &lift_tcp, true);
         loader.map_max_entries("xsks", device.max_rx_queues);
+        match pins {
+            Some(pins) => pins.share(&mut loader, &STEER_MAPS),
+            None => {
+                STEER_MAPS.iter().for_each(|map| {
+                    loader.map_max_entries(map, 1);
+                });
+            }
+        }
         if !admit_flow {
             loader.map_max_entries("admitted", 1);
         }

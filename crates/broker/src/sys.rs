@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
+/// `bpf_attach_type` of a sock_ops program on a cgroup.
+pub(crate) const BPF_CGROUP_SOCK_OPS: u32 = 3;
 /// `bpf_attach_type` of an XDP program on a device.
 pub(crate) const BPF_XDP: u32 = 37;
 /// `bpf_attach_type` of a tcx program on what a device receives (Linux 6.6).
@@ -16,9 +18,13 @@ pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 
 const BPF_PROG_ATTACH: usize = 8;
 const BPF_LINK_CREATE: usize = 28;
+/// Bytes of a `virtio_net_hdr` (the form without num_buffers).
+pub(crate) const VNET_HEADER: usize = 10;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
 fn check(value: libc::c_long) -> io::Result<i32> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value as i32) }
@@ -34,16 +40,16 @@ fn bpf(command: usize, words: &[u32; 16]) -> io::Result<i32> {
     check(unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) })
 }
 
-/// Attaches a program by a link, which detaches it when closed. Unlike aya's, never falls back to netlink, which would
+/// Attaches a program to a device (its index) or a cgroup (its descriptor) by a link, which detaches it when closed. Unlike aya's, never falls back to netlink, which would
 /// stay behind a killed broker and could replace a foreign program.
 pub(crate) fn link_create(
     program: BorrowedFd<'_>,
-    ifindex: u32,
+    target: u32,
     kind: u32,
     flags: u32,
 ) -> io::Result<OwnedFd> {
     let mut words = [0; 16];
-    words[..4].copy_from_slice(&[program.as_raw_fd() as u32, ifindex, kind, flags]);
+    words[..4].copy_from_slice(&[program.as_raw_fd() as u32, target, kind, flags]);
     bpf(BPF_LINK_CREATE, &words).map(owned)
 }
 
@@ -52,6 +58,21 @@ pub(crate) fn attach(program: BorrowedFd<'_>, ifindex: u32, kind: u32) -> io::Re
     let mut words = [0; 16];
     words[..3].copy_from_slice(&[ifindex, program.as_raw_fd() as u32, kind]);
     bpf(BPF_PROG_ATTACH, &words).map(drop)
+}
+
+/// A BPF file system that is mounted nowhere: it and all that is pinned in it end with the descriptor.
+pub(crate) fn detached_bpffs() -> io::Result<OwnedFd> {
+    const FSCONFIG_CMD_CREATE: u32 = 6;
+    const CLOEXEC: u32 = 1; // FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+    // SAFETY: a NUL-terminated name.
+    let context = owned(check(unsafe { libc::syscall(libc::SYS_fsopen, c"bpf".as_ptr(), CLOEXEC) })?);
+    let null = std::ptr::null::<u8>();
+    // SAFETY: this command takes neither key nor value.
+    check(unsafe {
+        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0)
+    })?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) }).map(owned)
 }
 
 /// Waits until every packet that an XDP program was looking at has reached its ring (an RCU grace period: NAPI polls with
@@ -75,15 +96,22 @@ fn grace_period_by_packet_socket() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a TAP whose name the kernel numbers from `pattern` (`hoist%d`); returns its descriptor and name.
+/// Makes a TAP whose name the kernel numbers from `pattern` (`hoist%d`); returns its descriptor and name. In front of each
+/// frame stands a `virtio_net_hdr` of [`VNET_HEADER`] bytes.
 pub(crate) fn open_tap(pattern: &str) -> io::Result<(OwnedFd, String)> {
     let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
     // SAFETY: a NUL-terminated path.
     let fd = owned(check(unsafe { libc::open(c"/dev/net/tun".as_ptr(), flags) }.into())?);
     let mut request = named(pattern);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
     // SAFETY: an ifreq that lives across the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF, &raw mut request) }.into())?;
+    let size = VNET_HEADER as i32;
+    // SAFETY: an int that lives across the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) }.into())?;
+    const TUN_F_CSUM_TSO4_TSO6_ECN: libc::c_ulong = 1 | 2 | 4 | 8;
+    // SAFETY: no pointers: the argument is a number.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM_TSO4_TSO6_ECN) }.into())?;
     let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c as u8 as char).collect();
     Ok((fd, name))
 }
@@ -245,6 +273,8 @@ pub(crate) fn copy_high(fd: BorrowedFd<'_>, least: i32) -> io::Result<OwnedFd> {
 
 /// What a child does between fork and exec.
 pub(crate) struct Child {
+    /// `cgroup.procs` of the cgroup to be in.
+    pub(crate) cgroup: Option<OwnedFd>,
     /// Its signal mask.
     pub(crate) mask: nix::sys::signal::SigSet,
     /// Its limit of open files.
@@ -262,6 +292,11 @@ impl Child {
     }
 
     fn become_it(&self) -> io::Result<()> {
+        if let Some(procs) = &self.cgroup {
+            // Whether it worked is seen from outside; TCP is no reason not to start.
+            // SAFETY: one byte that lives across the call.
+            unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+        }
         forbid_io_uring()?;
         let limit = libc::rlimit { rlim_cur: self.open_files.0, rlim_max: self.open_files.1 };
         // SAFETY: a limit that lives across the call.

@@ -4,6 +4,7 @@
 //! what the program still has to give back.
 
 use crate::{
+    Pins,
     error::{Context, Error, bpf},
     netlink::Route,
     sys,
@@ -14,8 +15,11 @@ use aya::{
     programs::SchedClassifier,
 };
 use netlink_packet_route::link::LinkAttribute;
-use nix::net::if_::if_nametoindex;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use nix::{net::if_::if_nametoindex, sys::uio::writev};
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 /// More than any device's, so that a change of MTU needs no attention (TAP maximum: 65,535 less the Ethernet header).
 const MTU: u32 = 65_521;
@@ -32,16 +36,29 @@ pub(crate) struct Tap {
 
 impl Tap {
     /// Makes one for device `ifindex`; `generic`: the device runs steer in generic mode, which must let its frames by.
+    /// With `pins`, TCP segments of the connections there may ride too.
     ///
     /// # Errors
     /// No /dev/net/tun, no permission, or a kernel without tcx.
-    pub(crate) fn open(route: &Route, ifindex: u32, generic: bool) -> Result<Self, Error> {
+    pub(crate) fn open(
+        route: &Route,
+        ifindex: u32,
+        generic: bool,
+        pins: Option<&Pins>,
+    ) -> Result<Self, Error> {
         let (fd, name) = sys::open_tap("hoist%d").context("make a TAP (/dev/net/tun)")?;
         let index = if_nametoindex(name.as_str()).context(format!("find the TAP {name}"))?;
         let mut loader = EbpfLoader::new();
         loader.override_global("device_ifindex", &ifindex, true);
-        let generic = u32::from(generic);
+        let (generic, tcp) = (u32::from(generic), u32::from(pins.is_some()));
         loader.override_global("generic_xdp", &generic, true);
+        loader.override_global("ride_tcp", &tcp, true);
+        match pins {
+            Some(pins) => pins.share(&mut loader, &["tcp_flows"]),
+            None => {
+                loader.map_max_entries("tcp_flows", 1);
+            }
+        }
         let mut ebpf = loader
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ride_in.bpf.o")))
             .map_err(|e| bpf("load ride_in", &e))?;
@@ -77,9 +94,9 @@ impl Tap {
     /// Gives one Ethernet frame to the stack.
     ///
     /// # Errors
-    /// write(2)'s.
-    pub(crate) fn ride(&self, frame: &[u8]) -> std::io::Result<()> {
-        nix::unistd::write(&self.fd, frame)?;
+    /// writev(2)'s.
+    pub(crate) fn ride(&self, header: [u8; sys::VNET_HEADER], frame: &[u8]) -> io::Result<()> {
+        writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(frame)])?;
         Ok(())
     }
 }

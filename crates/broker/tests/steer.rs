@@ -56,7 +56,7 @@ impl Bench {
             eprintln!("skipped: needs root to load BPF programs");
             return None;
         }
-        let mut steer = Steer::load(&device(), admit_flow, MAX_FRAME, generic).unwrap();
+        let mut steer = Steer::load(&device(), admit_flow, MAX_FRAME, generic, None).unwrap();
         let umem = Umem::create(64, ChunkSize::K2, false).unwrap();
         let socket = Socket::open().unwrap();
         socket.register_umem(&umem, 0).unwrap();

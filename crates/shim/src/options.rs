@@ -27,6 +27,51 @@ pub(crate) enum Effect {
     Demote(Reason),
 }
 
+/// What the shim does before a setsockopt on a TCP socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum StreamEffect {
+    /// Nothing.
+    None,
+    /// SO_RCVLOWAT.
+    LowWater,
+    /// Only the kernel can honour it: it serves the socket from here on.
+    Demote,
+    /// The kernel takes the stream from here on: no byte of it may be held.
+    Takes,
+}
+
+pub(crate) const TCP_ZEROCOPY_RECEIVE: c_int = 35;
+pub(crate) const SIOCATMARK: libc::Ioctl = 0x8905;
+
+/// Classifies an option of a TCP socket. All that concern sending, or of which the kernel's own state is enough, are harmless.
+pub(crate) fn stream_effect(level: c_int, name: c_int) -> StreamEffect {
+    const TCP_MD5SIG: c_int = 14;
+    const TCP_REPAIR: c_int = 19;
+    const TCP_ULP: c_int = 31;
+    const TCP_MD5SIG_EXT: c_int = 32;
+    const TCP_INQ: c_int = 36;
+    const TCP_AO: core::ops::RangeInclusive<c_int> = 38..=43;
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_RCVLOWAT) => StreamEffect::LowWater,
+        (
+            libc::SOL_SOCKET,
+            libc::SO_TIMESTAMP
+            | libc::SO_TIMESTAMPNS
+            | libc::SO_TIMESTAMPING
+            | number::SO_TIMESTAMP_NEW
+            | number::SO_TIMESTAMPNS_NEW
+            | libc::SO_PEEK_OFF
+            | libc::SO_ATTACH_FILTER
+            | libc::SO_ATTACH_BPF
+            | libc::SO_LOCK_FILTER,
+        ) => StreamEffect::Demote,
+        (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => StreamEffect::Takes,
+        (libc::IPPROTO_TCP, TCP_INQ | TCP_MD5SIG | TCP_MD5SIG_EXT) => StreamEffect::Demote,
+        (libc::IPPROTO_TCP, name) if TCP_AO.contains(&name) => StreamEffect::Demote,
+        _ => StreamEffect::None,
+    }
+}
+
 /// Options that libc's crate lacks (include/uapi/linux/{in,in6,udp}.h, asm-generic/socket.h).
 mod number {
     use libc::c_int;

@@ -16,11 +16,16 @@ use libc::{c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t, 
 type Result<T> = core::result::Result<T, Errno>;
 
 /// What a read is to do with one datagram.
-trait Reader {
+pub(crate) trait Reader {
     /// Takes a lifted datagram.
     fn lifted(&mut self, received: &Received<'_>) -> Result<usize>;
     /// Takes from the kernel socket, without waiting.
     fn kernel(&mut self, flags: c_int) -> Result<usize>;
+    /// Owns the frame of the datagram from here on.
+    #[inline]
+    fn keep(&mut self, memory: &'static Memory, frame: u32) {
+        engine::give_back(memory, frame);
+    }
 }
 
 /// A read of `socket`, and whether it waits.
@@ -72,7 +77,7 @@ impl Read<'_> {
             self.socket.peeked.store(peeked::NOTHING, Relaxed);
         }
         let result = reader.lifted(&Received::new(memory, memory.frames.arrival(frame)));
-        engine::give_back(memory, frame);
+        reader.keep(memory, frame);
         Some(result)
     }
 
@@ -237,7 +242,29 @@ pub(crate) fn recvfrom(
     name_len: *mut socklen_t,
 ) -> Result<usize> {
     let mut plain = Plain { socket, fd, base, len, flags, name, name_len };
-    Read { socket, fd, flags, deadline: &mut None }.run(&mut plain)
+    read_with(socket, fd, flags, &mut plain)
+}
+
+/// A read of another kind. `flags` is without MSG_PEEK if the reader keeps frames.
+#[inline]
+pub(crate) fn read_with(
+    socket: &'static Socket,
+    fd: c_int,
+    flags: c_int,
+    reader: &mut impl Reader,
+) -> Result<usize> {
+    Read { socket, fd, flags, deadline: &mut None }.run(reader)
+}
+
+/// From the kernel socket of a lifted one, as recvfrom(2).
+pub(crate) fn from_kernel(
+    socket: &'static Socket,
+    fd: c_int,
+    (base, len): (*mut u8, usize),
+    flags: c_int,
+    (name, name_len): (*mut sockaddr, *mut socklen_t),
+) -> Result<usize> {
+    Plain { socket, fd, base, len, flags, name, name_len }.kernel(flags)
 }
 
 struct Header {

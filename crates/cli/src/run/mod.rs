@@ -91,7 +91,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         Err(error) => return Ok(cannot_start(Path::new(name), &error)),
     };
     let user = args.user.as_deref().map(launch::user).transpose()?;
-    let shim = shim_for(&program, args.require)?;
+    let shim = shim_for(&program, &args)?;
     let mask = supervise::block_signals()?;
     let (mut broker, inherited) = Broker::start(config(&args)).context("the run could not be set up")?;
     if args.require {
@@ -100,8 +100,10 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     if shim.is_some() && args.udp != Ports::Off {
         warn::about_bypasses(matches!(args.admit, Admit::Flow)).iter().for_each(|text| say(text));
     }
-    let start = launch::Launch { program, arguments: args.command.clone(), shim, user, mask };
+    let cgroup = broker.cgroup().map(|procs| procs.try_clone_to_owned()).transpose().context("dup")?;
+    let start = launch::Launch { program, arguments: args.command.clone(), shim, user, mask, cgroup };
     let launched = start.spawn(inherited)?;
+    broker.check_joined(launched.child.id());
     let code = supervise::supervise(&mut broker, launched, args.require)?;
     broker.finish();
     supervise::print_messages(&mut broker);
@@ -122,13 +124,18 @@ fn config(args: &Args) -> Config {
 }
 
 /// The shim to preload; None with a warning if it cannot get into the program.
-fn shim_for(program: &Path, require: bool) -> Result<Option<PathBuf>> {
+fn shim_for(program: &Path, args: &Args) -> Result<Option<PathBuf>> {
     let why = elf::examine(program).with_context(|| format!("read {}", program.display()))?;
+    let name = program.display();
     match why {
         None => Ok(Some(launch::find_shim()?)),
-        Some(why) if require => bail!("--require: nothing of {} can be lifted: {why}", program.display()),
+        Some(why) if args.require => bail!("--require: nothing of {name} can be lifted: {why}"),
+        Some(why) if args.tcp.policy == Policy::Lift => bail!(
+            "--tcp: no connection of {name} can be lifted: {why}; use a build that is dynamically linked against \
+             glibc, or --tcp off to run it as it is"
+        ),
         Some(why) => {
-            say(&format!("nothing of {} is lifted: {why}", program.display()));
+            say(&format!("nothing of {name} is lifted: {why}"));
             Ok(None)
         }
     }

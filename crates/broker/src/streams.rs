@@ -1,0 +1,85 @@
+//! What a process may ask about TCP connections.
+
+use crate::{
+    Broker, Error,
+    device::Device,
+    endpoint::{Endpoint, Protocol},
+    requests::NO_SLOT,
+};
+use hoist_ipc::{Reason, Reply, tcp::Policy};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+impl Broker {
+    /// Makes sure that the process has rings wherever packets for this connection's local address may arrive; or says why
+    /// not.
+    pub(crate) fn stream(&mut self, id: u64, cookie: u64, fd: Option<OwnedFd>) -> Result<Reply, Error> {
+        let endpoint = match self.examine(fd, cookie, Protocol::Tcp) {
+            Ok(endpoint) => endpoint,
+            Err(errno) => return Ok(Reply::Refused { errno }),
+        };
+        if endpoint.peer.is_none() {
+            return Ok(Reply::Refused { errno: libc::ENOTCONN as u32 });
+        }
+        self.announce_connections(id)?;
+        let reason = self.prepare_stream(id, &endpoint)?.unwrap_or(Reason::Lifted);
+        if self.config.tcp.policy == Policy::Lift {
+            self.note_denial(&endpoint, reason);
+        }
+        Ok(Reply::Registered { slot: NO_SLOT, reason })
+    }
+
+    fn prepare_stream(&mut self, id: u64, endpoint: &Endpoint) -> Result<Option<Reason>, Error> {
+        if self.config.tcp.policy == Policy::Off {
+            return Ok(Some(Reason::Off));
+        }
+        if self.connections.is_none() {
+            return Ok(Some(Reason::NoConnections));
+        }
+        if endpoint.local.ip().is_loopback() {
+            return Ok(Some(Reason::Loopback));
+        }
+        if self.busy(id) {
+            return Ok(Some(Reason::RingsBusy));
+        }
+        let steered = match self.devices_for(endpoint).and_then(|devices| self.steered_of(devices)) {
+            Ok(steered) => steered,
+            Err(reason) => return Ok(Some(reason)),
+        };
+        let native: Vec<Device> = steered.into_iter().filter(|device| !self.is_generic(device)).collect();
+        if native.is_empty() {
+            return Ok(Some(Reason::Generic));
+        }
+        self.give_rings(id, &native)
+    }
+
+    fn is_generic(&self, device: &Device) -> bool {
+        self.steered.get(&device.ifindex).is_some_and(|steered| steered.generic.is_some())
+    }
+
+    /// Sends the maps of the connections, once.
+    fn announce_connections(&mut self, id: u64) -> Result<(), Error> {
+        let known = self.channels.get(&id).is_none_or(|channel| channel.knows_connections);
+        let Some(connections) = self.connections.as_ref().filter(|_| !known) else { return Ok(()) };
+        for (ports, map) in [false, true].into_iter().zip(connections.maps()?) {
+            self.reply(id, &Reply::Connections { ports }, &[map])?;
+        }
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.knows_connections = true;
+        }
+        Ok(())
+    }
+
+    /// For the program to join before it starts: `cgroup.procs` of the run's cgroup, if connections are followed.
+    pub fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        self.connections.as_ref().map(|connections| connections.cgroup.procs())
+    }
+
+    /// Says so if the program could not join the cgroup.
+    pub fn check_joined(&mut self, pid: u32) {
+        let outside = |c: &crate::connections::Connections| !c.cgroup.holds(pid);
+        let lives = || std::path::Path::new(&format!("/proc/{pid}")).exists();
+        if self.connections.as_ref().is_some_and(outside) && lives() {
+            self.say(format!("TCP is not lifted: process {pid} could not join the run's cgroup"));
+        }
+    }
+}
