@@ -107,6 +107,11 @@ impl Report {
         (all().map(|c| c.lifted_bytes).sum(), all().map(|c| c.passed_bytes).sum())
     }
 
+    /// Segments of streams that were dropped for their checksum.
+    pub fn bad_checksums(&self) -> u64 {
+        self.connections.iter().chain(&self.closed_connections).map(|c| c.bad_checksum).sum()
+    }
+
     fn counted(&self) -> impl Iterator<Item = &Socket> {
         self.sockets.iter().chain(&self.closed).filter(|s| port(s) != Some(FENCE_PORT))
     }
