@@ -9,6 +9,7 @@
 //! * [`report`]: what `hoist run` counted, held against what a case expects to be lifted.
 //! * [`sink`]: a program that reads streams by every call and compares them.
 //! * [`sock`]: libc's socket calls with Rust types; each function is one call.
+//! * [`tally`]: what was received of a stream, to be compared.
 #![allow(unsafe_code)] // the calls under test are libc's own, made the way a C program makes them
 #![allow(clippy::unwrap_used)] // a case fails by panicking
 
@@ -23,3 +24,4 @@ pub mod report;
 pub mod sink;
 pub mod sock;
 pub mod stream;
+pub mod tally;

@@ -4,6 +4,7 @@ use crate::{
     cgroup::Cgroup,
     error::{Context, Error, bpf},
     server::{Ports, Tcp},
+    status::{ConnectionStatus, StreamTraffic},
     sys,
 };
 use aya::{
@@ -11,11 +12,16 @@ use aya::{
     maps::{Array, Map, MapData},
     programs::SockOps,
 };
-use hoist_ipc::tcp::{PortCounts, Slots, Steering};
+use hoist_ipc::{
+    Reason,
+    tcp::{CONNECTED, PortCounts, Slot, Slots, Steering},
+};
 use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 /// Maps that several programs of a run use, by name: a BPF file system of the run's own, mounted nowhere, gone with its
@@ -78,6 +84,15 @@ impl Connections {
         Ok([descriptor(&self.ebpf, "tcp_slots")?, descriptor(&self.ebpf, "tcp_ports")?])
     }
 
+    /// The open ones, by cookie.
+    pub(crate) fn statuses(&self) -> BTreeMap<u64, ConnectionStatus> {
+        let open = self.slots.iter().filter_map(|slot| {
+            let (cookie, steering) = slot.occupant()?;
+            Some((cookie, status(slot, steering)))
+        });
+        open.collect()
+    }
+
     /// Lifts nothing any more. Counts of ports are the holder's of the rings alone, and so are all gone with it.
     pub(crate) fn pass_all(&self) {
         for slot in self.slots.iter() {
@@ -87,6 +102,49 @@ impl Connections {
         }
         (0..=u16::MAX).for_each(|port| self.ports.of(port).store(0, Relaxed));
     }
+}
+
+/// What a slot says. The program may have written anything in it.
+fn status(slot: &Slot, steering: Steering) -> ConnectionStatus {
+    let traffic = StreamTraffic {
+        lifted_bytes: slot.lifted_bytes.load(Relaxed),
+        passed_bytes: slot.passed_bytes.load(Relaxed),
+        lifts: slot.lifts.load(Relaxed),
+        bad_checksum: slot.bad_checksum.load(Relaxed),
+        rode: slot.rode.load(Relaxed),
+        rode_real: slot.rode_real.load(Relaxed),
+    };
+    let (state, reason) = state(steering, slot.reason.load(Relaxed), traffic.lifts);
+    let (local, remote) = slot.ports();
+    let option = slot.option.load(Relaxed);
+    ConnectionStatus {
+        pid: slot.pid.load(Relaxed),
+        local: address(&slot.local, local),
+        peer: address(&slot.remote, remote),
+        direction: if slot.flags.load(Relaxed) & CONNECTED == 0 { "accepted" } else { "connected" }.into(),
+        state: state.into(),
+        reason: reason.word().into(),
+        explain: reason.explain().into(),
+        option: (option != 0).then_some((option >> 16, option & 0xffff)),
+        sent_bytes: None,
+        traffic,
+    }
+}
+
+/// A connection that is not lifted and has no reason is one that nobody reads.
+fn state(steering: Steering, reason: u32, lifts: u64) -> (&'static str, Reason) {
+    let reason = match Reason::try_from(reason) {
+        _ if steering == Steering::Lift => return ("lifted", Reason::Lifted),
+        Ok(Reason::Lifted) => Reason::Parked,
+        Ok(reason) => reason,
+        Err(_) => Reason::Refused,
+    };
+    let for_now = matches!(reason, Reason::Parked | Reason::Memory);
+    (if lifts > 0 && !for_now { "demoted" } else { "passed" }, reason)
+}
+
+fn address(words: &[AtomicU32; 4], port: u16) -> String {
+    SocketAddr::new(IpAddr::from(Slot::address(words)).to_canonical(), port).to_string()
 }
 
 fn load(tcp: &Tcp, netns_cookie: Option<u64>, pins: &Pins) -> Result<Ebpf, Error> {
@@ -132,4 +190,33 @@ fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
 
 fn missing(name: &str) -> Error {
     Error::Other(format!("conns has no {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_lifted_passed_for_now_or_demoted() {
+        let lifted = Reason::Lifted as u32;
+        assert_eq!(state(Steering::Lift, 99, 1), ("lifted", Reason::Lifted));
+        assert_eq!(state(Steering::Pass, lifted, 0), ("passed", Reason::Parked));
+        assert_eq!(state(Steering::Pass, Reason::Parked as u32, 3), ("passed", Reason::Parked));
+        assert_eq!(state(Steering::Pass, Reason::Forked as u32, 3), ("demoted", Reason::Forked));
+        assert_eq!(state(Steering::Pass, Reason::Forked as u32, 0), ("passed", Reason::Forked));
+        assert_eq!(state(Steering::Pass, 9999, 0), ("passed", Reason::Refused));
+    }
+
+    #[test]
+    fn a_slot_is_shown_with_addresses_of_its_own_family() {
+        let slot = Slot::default();
+        slot.flags.store(CONNECTED, Relaxed);
+        slot.ports.store(443 << 16 | 5000, Relaxed);
+        slot.local[2].store(0xffff_0000_u32.to_le(), Relaxed);
+        slot.local[3].store(u32::from_ne_bytes([10, 0, 0, 1]), Relaxed);
+        slot.remote[0].store(u32::from_ne_bytes([0xfd, 0, 0, 0]), Relaxed);
+        let shown = status(&slot, Steering::Pass);
+        assert_eq!((shown.local.as_str(), shown.peer.as_str()), ("10.0.0.1:5000", "[fd00::]:443"));
+        assert_eq!(shown.direction, "connected");
+    }
 }

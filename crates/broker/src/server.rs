@@ -12,7 +12,9 @@ use crate::{
     registry::{Channel, Closed, is_pass},
     rules::{Change, Op, Place, Table, expand},
     sock_diag::{Entry, SockDiag},
-    status::{DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status},
+    status::{
+        ClosedConnections, ConnectionStatus, DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status,
+    },
     status_socket::StatusSocket,
     steer::Steer,
     sys,
@@ -163,6 +165,8 @@ pub struct Broker {
     pub(crate) closed: Closed,
     past_processes: VecDeque<ProcessStatus>,
     past_rings: BTreeMap<(String, u32), RingStatus>,
+    /// Of processes that have ended.
+    past_connections: ClosedConnections,
     leaked_frames: i64,
     leases_ended: u64,
     messages: VecDeque<String>,
@@ -222,6 +226,7 @@ impl Broker {
             closed: Closed::default(),
             past_processes: VecDeque::new(),
             past_rings: BTreeMap::new(),
+            past_connections: ClosedConnections::default(),
             leaked_frames: 0,
             leases_ended: 0,
             messages: VecDeque::new(),
@@ -363,6 +368,7 @@ impl Broker {
         for socket in channel.sockets.values() {
             self.closed.add(&channel.socket_status(socket));
         }
+        self.past_connections.add(&channel.page.tcp_closed);
         let _ = self.poll.delete(&channel.socket);
         let _ = self.poll.delete(&channel.pidfd);
         let past = ProcessStatus { ended: true, ..process_status(&channel, false) };
@@ -679,11 +685,30 @@ impl Broker {
             processes: self.past_processes.iter().cloned().chain(present).collect(),
             sockets: sockets.collect(),
             closed: self.closed.list(),
+            connections: self.connection_statuses(),
+            closed_connections: self.closed_connections(),
             rings: self.ring_statuses(),
             leaked_frames: self.leaked_frames,
             leases_ended: self.leases_ended,
             messages: self.messages.iter().cloned().collect(),
         }
+    }
+
+    fn connection_statuses(&self) -> Vec<ConnectionStatus> {
+        let mut open = self.connections.as_ref().map(Connections::statuses).unwrap_or_default();
+        let sent = if open.is_empty() { None } else { self.diag.tcp_sent().ok() };
+        for (cookie, bytes) in sent.into_iter().flatten() {
+            if let Some(connection) = open.get_mut(&cookie) {
+                connection.sent_bytes = Some(bytes);
+            }
+        }
+        open.into_values().collect()
+    }
+
+    fn closed_connections(&self) -> ClosedConnections {
+        let mut sum = self.past_connections.clone();
+        self.channels.values().for_each(|channel| sum.add(&channel.page.tcp_closed));
+        sum
     }
 
     fn ring_statuses(&self) -> Vec<RingStatus> {

@@ -1,6 +1,6 @@
 //! What `hoist status --json`, `--stats` and SIGUSR1 show: the one definition, described in docs/status.md.
 
-use hoist_ipc::page::SocketStats;
+use hoist_ipc::page::{SocketStats, TcpClosed};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,6 +21,12 @@ pub struct Status {
     pub sockets: Vec<SocketStatus>,
     /// Closed sockets, summed by local address.
     pub closed: Vec<ClosedStatus>,
+    /// Open TCP connections.
+    #[serde(default)]
+    pub connections: Vec<ConnectionStatus>,
+    /// Closed TCP connections, summed.
+    #[serde(default)]
+    pub closed_connections: ClosedConnections,
     /// Rings, summed over leases.
     pub rings: Vec<RingStatus>,
     /// Frames that were neither here nor there at the end of a lease; 0 is right.
@@ -173,6 +179,96 @@ pub struct ClosedStatus {
     /// Counters.
     #[serde(flatten)]
     pub traffic: Traffic,
+}
+
+/// What became of a TCP connection's received payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamTraffic {
+    /// Bytes the program took from frames.
+    pub lifted_bytes: u64,
+    /// Bytes it took from the kernel socket.
+    pub passed_bytes: u64,
+    /// Times lifting began.
+    pub lifts: u64,
+    /// Segments dropped for their checksum.
+    pub bad_checksum: u64,
+    /// Headers that rode, merged ones once.
+    pub rode: u64,
+    /// Segments that rode with their payload.
+    pub rode_real: u64,
+}
+
+impl StreamTraffic {
+    /// What the shim has counted.
+    pub(crate) fn read(closed: &TcpClosed) -> Self {
+        Self {
+            lifted_bytes: closed.lifted_bytes.load(Relaxed),
+            passed_bytes: closed.passed_bytes.load(Relaxed),
+            lifts: closed.lifts.load(Relaxed),
+            bad_checksum: closed.bad_checksum.load(Relaxed),
+            rode: closed.rode.load(Relaxed),
+            rode_real: closed.rode_real.load(Relaxed),
+        }
+    }
+
+    /// Adds another's counts.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let fields = [
+            (&mut self.lifted_bytes, other.lifted_bytes),
+            (&mut self.passed_bytes, other.passed_bytes),
+            (&mut self.lifts, other.lifts),
+            (&mut self.bad_checksum, other.bad_checksum),
+            (&mut self.rode, other.rode),
+            (&mut self.rode_real, other.rode_real),
+        ];
+        for (sum, value) in fields {
+            *sum = sum.saturating_add(value);
+        }
+    }
+}
+
+/// One open TCP connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// Process that reads it; 0: none has yet, as far as the shim sees.
+    pub pid: u32,
+    /// Local address and port.
+    pub local: String,
+    /// The peer's.
+    pub peer: String,
+    /// `accepted` or `connected`.
+    pub direction: String,
+    /// `lifted`, `passed`, or `demoted`: lifted once and not any more.
+    pub state: String,
+    /// Why, in one word ([`hoist_ipc::Reason::word`]).
+    pub reason: String,
+    /// Why, in one sentence.
+    pub explain: String,
+    /// The socket option behind the reason `option`: level and name.
+    pub option: Option<(u32, u32)>,
+    /// Payload bytes sent, retransmissions left out; None: the kernel did not tell.
+    pub sent_bytes: Option<u64>,
+    /// Counters.
+    #[serde(flatten)]
+    pub traffic: StreamTraffic,
+}
+
+/// TCP connections that are closed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClosedConnections {
+    /// How many the programs had read from.
+    pub connections: u64,
+    /// Counters.
+    #[serde(flatten)]
+    pub traffic: StreamTraffic,
+}
+
+impl ClosedConnections {
+    /// Adds what the shim of one process has counted.
+    pub(crate) fn add(&mut self, closed: &TcpClosed) {
+        self.connections = self.connections.saturating_add(closed.connections.load(Relaxed));
+        self.traffic.add(&StreamTraffic::read(closed));
+    }
 }
 
 /// One ring.

@@ -94,7 +94,7 @@ fn segment(v6: bool, port: u16, seq: u32) -> (Vec<u8>, Segment) {
 
 /// Nanoseconds a segment, completing the packets included; frames cold to warm as the set is.
 fn merge(run: &[(Vec<u8>, Segment)], flows: u16) -> f64 {
-    let mut gro = Gro::new(Limits { flows: flows.into(), ..Limits::default() });
+    let mut gro: Gro = Gro::new(Limits { flows: flows.into(), ..Limits::default() });
     let times = ROUNDS as usize / run.len();
     let mut samples: Vec<f64> = (0..REPEATS)
         .map(|_| {

@@ -34,7 +34,7 @@ const SOLITARY: u8 = SYN | RST | URG | CWR;
 /// What may be held; values out of range are brought into it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Packets held at once, one a flow: 1 to [`MAX_FLOWS`].
+    /// Packets held at once, one a flow: 1 to the engine's room.
     pub flows: usize,
     /// Payload bytes of one packet: at most [`MAX_BYTES`]. A longer segment passes alone.
     pub bytes: u32,
@@ -120,6 +120,7 @@ pub struct Gro<const FLOWS: usize = MAX_FLOWS> {
 impl<const FLOWS: usize> Gro<FLOWS> {
     /// An engine that holds nothing yet.
     pub fn new(limits: Limits) -> Self {
+        const { assert!(FLOWS >= 1 && FLOWS <= MAX_FLOWS, "a bit of 64 for each flow") };
         let flows = limits.flows.clamp(1, FLOWS);
         let limits = Limits { flows, bytes: limits.bytes.min(MAX_BYTES), ..limits };
         Self { table: Table::new(flows), limits, counts: Counts::default() }

@@ -1,13 +1,17 @@
-//! GRO against a model of the kernel's rules, over any operations.
+//! GRO by its rules one by one, and against a model of them over any operations.
+
+#![allow(clippy::unwrap_used)] // helpers of tests: a panic is the failure
 
 #[path = "../../../fuzz/src/gro.rs"]
 mod model;
+#[path = "gro/rules.rs"]
+mod rules;
 
 use hoist_packet::gro::Counts;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_operations_give_what_the_model_gives_and_segment_again(bytes in prop::collection::vec(any::<u8>(), 0..400)) {

@@ -177,7 +177,7 @@ impl Whole<'_> {
 
 impl Reader for Whole<'_> {
     #[inline]
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
+    fn lifted(&mut self, received: &Received<'_>, _next: Option<u32>) -> Result<usize> {
         let (name, name_len) = self.name;
         if !name.is_null() {
             message::write_name(self.socket.v6.load(Relaxed), received, name, name_len)?;
@@ -224,6 +224,9 @@ pub(crate) fn receive_at_most(
 ) -> Result<usize> {
     receive(socket, fd, chunk, flags, (core::ptr::null_mut(), core::ptr::null_mut()))?;
     chunk.len = chunk.len.min(max);
+    if max == 0 {
+        chunk.release(); // who got nothing gives nothing back
+    }
     Ok(chunk.len)
 }
 

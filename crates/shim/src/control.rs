@@ -210,12 +210,12 @@ fn forget_stream(stream: &'static Stream, fd: i32) {
 }
 
 /// Asks for rings where the connection's packets arrive.
-pub(crate) fn ask_for_streams(fd: i32, cookie: u64) -> Reason {
+pub(crate) fn ask_for_streams(fd: i32, cookie: u64, copied: bool) -> Reason {
     if !own_process() || engine_held() {
         return Reason::RingSetup;
     }
     let Some(mut client) = CLIENT.lock() else { return Reason::RingSetup };
-    match client.ask(&Request::Stream { cookie }, Some(fd)) {
+    match client.ask(&Request::Stream { cookie, copied }, Some(fd)) {
         Some(Reply::Registered { reason, .. }) => reason,
         Some(_) => Reason::Refused,
         None => Reason::BrokerGone,
@@ -580,7 +580,7 @@ pub(crate) fn forget_descriptor(socket: &'static Socket) {
 
 fn empty(socket: &'static Socket) {
     let Some(memory) = engine::memory() else { return };
-    while let Some(frame) = socket.pop() {
+    while let Some((frame, _)) = socket.pop() {
         engine::give_back(memory, frame);
     }
     socket.peeked.store(peeked::NOTHING, Relaxed);

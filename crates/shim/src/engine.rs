@@ -694,7 +694,7 @@ impl State {
     /// What is queued on a socket rides to the stack, oldest first: another process may read it there.
     pub(crate) fn ride_queue(&mut self, socket: &'static Socket) {
         let Some(memory) = memory() else { return };
-        while let Some(frame) = socket.pop() {
+        while let Some((frame, _)) = socket.pop() {
             let arrival = *memory.frames.arrival(frame);
             let desc = Desc { addr: arrival.address, len: arrival.len.into(), options: 0 };
             self.ride(memory, usize::from(arrival.ring), frame, desc);
@@ -716,7 +716,7 @@ impl State {
             queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
         }
         for socket in sockets {
-            while let Some(frame) = socket.pop() {
+            while let Some((frame, _)) = socket.pop() {
                 queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
             }
         }

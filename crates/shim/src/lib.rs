@@ -17,7 +17,7 @@
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
 //! | `driver` | busy polling |
 //! | `tcp` | connections |
-//! | `demux`, `options`, `queue`, `frames` | pure cores |
+//! | `demux`, `merge`, `options`, `queue`, `frames` | pure cores |
 //!
 //! Nothing here panics on what a program or a packet can do, allocates for a datagram, or waits for a lock on the way of
 //! one. The exceptions to Linux's behaviour are listed in docs/limitations.md.
@@ -46,6 +46,7 @@ mod frames;
 mod hooks;
 #[allow(unsafe_code)]
 mod lock;
+mod merge;
 #[allow(unsafe_code)]
 mod message;
 #[allow(unsafe_code)]

@@ -73,7 +73,7 @@ pub(crate) fn stream_effect(level: c_int, name: c_int) -> StreamEffect {
 }
 
 /// Options that libc's crate lacks (include/uapi/linux/{in,in6,udp}.h, asm-generic/socket.h).
-mod number {
+pub(crate) mod number {
     use libc::c_int;
     pub(super) const SO_RCVTIMEO_NEW: c_int = 66;
     pub(super) const SO_TIMESTAMP_NEW: c_int = 63;
@@ -93,7 +93,7 @@ mod number {
     pub(super) const UDP_CORK: c_int = 1;
     pub(super) const UDP_NO_CHECK6_TX: c_int = 101;
     pub(super) const UDP_SEGMENT: c_int = 103;
-    pub(super) const UDP_GRO: c_int = 104;
+    pub(crate) const UDP_GRO: c_int = 104;
 }
 
 /// Classifies `setsockopt(level, name, value)`. `value` is what the kernel accepted.
@@ -282,8 +282,7 @@ fn membership6(join: bool, value: &[u8]) -> Effect {
 fn udp(name: c_int, value: &[u8]) -> Effect {
     match name {
         number::UDP_CORK | number::UDP_SEGMENT | number::UDP_NO_CHECK6_TX => Effect::None,
-        // a program that asks for merged datagrams must take unmerged ones too
-        number::UDP_GRO => Effect::None,
+        number::UDP_GRO => want(want::GRO, value),
         _ => demote_if_on(value),
     }
 }
@@ -325,6 +324,13 @@ mod tests {
             effect(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, &OFF),
             Effect::Want { bits: want::TCLASS, on: false }
         );
+    }
+
+    #[test]
+    fn merging_is_switched_on_and_off() {
+        let merging = |value: &[u8]| effect(libc::IPPROTO_UDP, number::UDP_GRO, value);
+        assert_eq!(merging(&ON), Effect::Want { bits: want::GRO, on: true });
+        assert_eq!(merging(&OFF), Effect::Want { bits: want::GRO, on: false });
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use crate::{
     control, engine,
     engine::Memory,
-    frames::Arrival,
-    message::{self, Buffers, Received},
+    merge,
+    message::{self, Buffers, Received, Taken},
     socket::{Socket, State, peeked},
     sys,
     wait::{self, Deadline, Woken},
@@ -17,8 +17,8 @@ type Result<T> = core::result::Result<T, Errno>;
 
 /// What a read is to do with one datagram.
 pub(crate) trait Reader {
-    /// Takes a lifted datagram.
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize>;
+    /// Takes a lifted datagram, and with it those from ticket `next` on that merge with it.
+    fn lifted(&mut self, received: &Received<'_>, next: Option<u32>) -> Result<usize>;
     /// Takes from the kernel socket, without waiting.
     fn kernel(&mut self, flags: c_int) -> Result<usize>;
     /// Owns the frame of the datagram from here on.
@@ -69,14 +69,14 @@ impl Read<'_> {
         if self.flags & libc::MSG_PEEK != 0 {
             return self.peek(memory, reader);
         }
-        let frame = self.socket.pop()?;
-        if self.socket.kernel_due() {
-            self.socket.kernel_first.store(true, Relaxed);
-        }
+        let (frame, ticket) = self.socket.pop()?;
+        self.socket.count_taken();
+        let mut next = Some(ticket.wrapping_add(1));
         if self.socket.peeked.load(Relaxed) != peeked::NOTHING {
             self.socket.peeked.store(peeked::NOTHING, Relaxed);
+            next = None; // a read takes what the peek before it showed
         }
-        let result = reader.lifted(&Received::new(memory, memory.frames.arrival(frame)));
+        let result = reader.lifted(&Received::new(memory, memory.frames.arrival(frame)), next);
         reader.keep(memory, frame);
         Some(result)
     }
@@ -90,7 +90,7 @@ impl Read<'_> {
             if !self.socket.still_first(ticket) {
                 continue;
             }
-            let result = reader.lifted(&Received::new(memory, &arrival));
+            let result = reader.lifted(&Received::new(memory, &arrival), None);
             if self.socket.still_first(ticket) {
                 self.socket.peeked.store(peeked::LIFTED, Relaxed);
                 return Some(result);
@@ -171,11 +171,6 @@ impl Read<'_> {
     }
 }
 
-/// What the return value is: with MSG_TRUNC the datagram's own length.
-fn outcome(copied: usize, arrival: &Arrival, flags: c_int) -> usize {
-    if flags & libc::MSG_TRUNC != 0 { arrival.payload_len.into() } else { copied }
-}
-
 /// `--admit flow`: tells the broker which flow the kernel has just delivered.
 fn admit(socket: &'static Socket, fd: c_int, from: &libc::sockaddr_in6) {
     if control::ADMIT_FLOW.load(Relaxed) {
@@ -195,12 +190,12 @@ struct Plain {
 
 impl Reader for Plain {
     #[inline]
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
-        let copied = Buffers::One { base: self.base, len: self.len }.fill(received.payload())?;
+    fn lifted(&mut self, received: &Received<'_>, _next: Option<u32>) -> Result<usize> {
+        let copied = Buffers::One { base: self.base, len: self.len }.fill(0, received.payload())?;
         if !self.name.is_null() {
             message::write_name(self.socket.v6.load(Relaxed), received, self.name, self.name_len)?;
         }
-        Ok(outcome(copied, received.arrival, self.flags))
+        Ok(Taken::one(copied, received).outcome(self.flags))
     }
 
     fn kernel(&mut self, flags: c_int) -> Result<usize> {
@@ -275,14 +270,19 @@ struct Header {
 }
 
 impl Reader for Header {
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
+    fn lifted(&mut self, received: &Received<'_>, next: Option<u32>) -> Result<usize> {
         // SAFETY: the program passed a msghdr that it owns.
         let header = unsafe { &*self.header };
         let buffers = Buffers::Many { vector: header.msg_iov, count: header.msg_iovlen };
-        let copied = buffers.fill(received.payload())?;
+        let mut taken = Taken::one(buffers.fill(0, received.payload())?, received);
+        if let Some(next) = next
+            && message::tells_segments(self.socket.wants.load(Relaxed), header)
+        {
+            taken = merge::followers(self.socket, received, next, buffers, taken)?;
+        }
         // SAFETY: as above.
-        unsafe { message::write_header(self.socket, self.fd, received, self.header, copied)? };
-        Ok(outcome(copied, received.arrival, self.flags))
+        unsafe { message::write_header(self.socket, self.fd, received, self.header, &taken)? };
+        Ok(taken.outcome(self.flags))
     }
 
     fn kernel(&mut self, flags: c_int) -> Result<usize> {

@@ -167,6 +167,13 @@ impl<D> StreamIndex<D> {
         (end - position).min(max)
     }
 
+    /// Where the entry or the hole at `position` ends. None: nothing is held from there on.
+    pub fn piece_end(&self, position: u64) -> Option<u64> {
+        let index = self.entries.partition_point(|entry| entry.end() <= position);
+        let next = self.entries.get(index)?;
+        Some(if next.start <= position { next.end() } else { next.start })
+    }
+
     /// Takes out entries that end at or before `position`.
     #[inline]
     pub fn release(&mut self, position: u64, mut free: impl FnMut(D)) {
@@ -177,13 +184,11 @@ impl<D> StreamIndex<D> {
         }
     }
 
-    /// Takes out the first entry if it begins at or before `position`.
+    /// Takes out the entry that holds the byte at `position`.
     #[inline]
     pub fn pop_at(&mut self, position: u64) -> Option<Entry<D>> {
-        match self.entries.front() {
-            Some(first) if first.start <= position && position < first.end() => self.entries.pop_front(),
-            _ => None,
-        }
+        let index = self.find(position)?;
+        self.entries.remove(index)
     }
 
     /// Takes out everything.
@@ -268,6 +273,13 @@ mod tests {
         assert_eq!(index.each(5, 35, |position, bytes| seen.push((position, bytes.to_vec()))), 30);
         let all: Vec<u8> = seen.into_iter().flat_map(|(_, bytes)| bytes).collect();
         assert_eq!(all, data(5, 30));
+    }
+
+    #[test]
+    fn a_piece_ends_where_another_begins() {
+        let index = index(&[(10, 5), (15, 5), (30, 5)]);
+        assert_eq!([9, 10, 14, 15, 20, 29].map(|at| index.piece_end(at)), [10, 15, 15, 20, 30, 30].map(Some));
+        assert_eq!((index.piece_end(34), index.piece_end(35)), (Some(35), None));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub trait Sink {
 }
 
 /// The positions of a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Reader {
     read: u64,
     drained: u64,

@@ -206,6 +206,7 @@ impl<D> Worker<D> {
         if len == 0 || self.gro.is_none() || segment.flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 {
             return self.alone(reader, arrived, ride);
         }
+        self.next = self.next.max(reader.position()); // what was read has come, some way past here
         let at = position(self.base, self.next, segment.seq).filter(|&at| at <= self.next + FAR);
         self.catch_up(reader, at, ride);
         let in_order = at == Some(self.next);
@@ -219,9 +220,8 @@ impl<D> Worker<D> {
             self.hold(reader, arrived, room, ride);
             self.good = mark; // its time is the latest
         } else {
+            self.candidate = self.probe(reader, mark.filter(|_| in_order), len, ride);
             self.loads.push(arrived.load());
-            let end = self.next + u64::from(len);
-            self.candidate = mark.filter(|_| in_order).map(|good| Candidate { end, good });
         }
         if in_order {
             self.next += u64::from(len);
@@ -257,6 +257,23 @@ impl<D> Worker<D> {
         };
         let long = len >= SMALL || self.ghosts && !self.idle();
         in_time && long && mark.ack == good.ack && segment.flags & !(tcp::PSH | tcp::FIN) == tcp::ACK
+    }
+
+    /// A segment in order that rides with its bytes tells what is good, if the kernel's position is right before it: what the
+    /// kernel then moves on by is this segment, and nothing that came past here.
+    fn probe<R: Ride<Held = D>>(
+        &mut self,
+        reader: &Reader,
+        mark: Option<Good>,
+        len: u32,
+        ride: &mut R,
+    ) -> Option<Candidate> {
+        if self.candidate.map(|candidate| candidate.good) != mark {
+            self.flush(reader, ride);
+        }
+        let sure =
+            if self.idle() { ride.accepted(reader) == Some(self.next) } else { self.candidate.is_some() };
+        mark.filter(|_| sure).map(|good| Candidate { end: self.next + u64::from(len), good })
     }
 
     fn hold<R: Ride<Held = D>>(&mut self, reader: &Reader, arrived: &Arrived<'_>, room: Room, ride: &mut R) {
@@ -298,7 +315,7 @@ impl<D> Worker<D> {
         let Some(candidate) = self.candidate.take() else { return };
         let Some(accepted) = ride.accepted(reader) else { return };
         self.next = self.next.max(accepted);
-        if accepted >= candidate.end {
+        if accepted == candidate.end {
             self.good = Some(candidate.good);
         }
     }

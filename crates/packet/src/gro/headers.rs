@@ -150,24 +150,22 @@ impl<'a> Headers<'a> {
 /// Zero if the first `N` bytes are equal where the mask is set.
 #[inline(always)]
 fn masked<const N: usize>(a: &[u8; N], b: &[u8; MAX_HEADERS], mask: &[u8; N]) -> u64 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b[..N].as_chunks::<8>());
-    let (mask, mask_rest) = mask.as_chunks::<8>();
-    let words = a.iter().zip(b).zip(mask);
-    let words = words.fold(0, |all, ((a, b), mask)| all | (word(a) ^ word(b)) & word(mask));
-    let rest = a_rest.iter().zip(b_rest).zip(mask_rest);
-    rest.fold(words, |all, ((a, b), mask)| all | u64::from((a ^ b) & mask))
+    let words = words(a).zip(words(&b[..N])).zip(words(mask));
+    words.fold(0, |all, ((a, b), mask)| all | (a ^ b) & mask)
+}
+
+/// All bytes as words; the last overlaps the one before it.
+#[inline(always)]
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let (whole, last) = (bytes.as_chunks().0, bytes.last_chunk());
+    whole.iter().chain(last).map(|word| u64::from_ne_bytes(*word))
 }
 
 /// Zero if two equally long runs of four-byte words are equal.
 #[inline(always)]
 fn differ(a: &[u8], b: &[u8]) -> u64 {
     let (a, b) = (a.as_chunks::<4>().0, b.as_chunks::<4>().0);
-    a.iter().zip(b).fold(0, |all, (a, b)| all | u64::from(u32::from_ne_bytes(*a) ^ u32::from_ne_bytes(*b)))
-}
-
-#[inline(always)]
-fn word(bytes: &[u8; 8]) -> u64 {
-    u64::from_ne_bytes(*bytes)
+    a.iter().zip(b).fold(0, |all, (a, b)| all | (u32::from_ne_bytes(*a) ^ u32::from_ne_bytes(*b))).into()
 }
 
 #[inline(always)]

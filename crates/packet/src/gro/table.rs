@@ -1,6 +1,6 @@
 //! What is held, and how a segment finds its flow: the last flow first, then by tag, then by addresses and ports.
 
-use super::{Merged, headers::Headers};
+use super::{MAX_FLOWS, Merged, headers::Headers};
 
 /// At most one packet a flow.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ impl<const FLOWS: usize> Table<FLOWS> {
     pub(super) fn new(flows: usize) -> Self {
         Self {
             used: 0,
-            allowed: u64::MAX >> (64 - flows),
+            allowed: u64::MAX >> (MAX_FLOWS - flows),
             last: 0,
             clock: 0,
             tags: [0; FLOWS],
@@ -93,6 +93,6 @@ fn slots(mut bits: u64) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
         let slot = bits.trailing_zeros() as usize;
         bits &= bits.wrapping_sub(1);
-        (slot < 64).then_some(slot)
+        (slot < MAX_FLOWS).then_some(slot)
     })
 }

@@ -149,9 +149,8 @@ pub(crate) fn plain_read(
 fn verdict(stream: &Stream) -> Option<Reason> {
     match policy() {
         Policy::Off => Some(Reason::Off),
-        Policy::Lift => None,
-        Policy::Auto if stream.native.load(Relaxed) || ZERO_COPY.load(Relaxed) => None,
-        Policy::Auto => Some(Reason::NotWorth),
+        Policy::Auto if !copied(stream) && !ZERO_COPY.load(Relaxed) => Some(Reason::NotWorth),
+        Policy::Auto | Policy::Lift => None,
     }
 }
 
@@ -182,10 +181,10 @@ fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
         ticker::need();
         return lift(stream, slot);
     }
+    known_place(slot, stream, fd)?;
     if let Some(reason) = verdict(stream) {
         return Err(Refusal::Never(reason));
     }
-    known_place(slot, stream, fd)?;
     let standing = Standing::of(fd).ok_or(Refusal::Later)?;
     if !standing.receives {
         return Err(Refusal::Later); // nothing more will come, or not yet
@@ -250,7 +249,7 @@ fn published(stream: &Stream, fd: c_int) -> Result<&'static Slot, Refusal> {
     let tables = match tables() {
         Some(tables) => tables,
         None => {
-            let reason = control::ask_for_streams(fd, cookie);
+            let reason = control::ask_for_streams(fd, cookie, copied(stream));
             match tables() {
                 Some(tables) => tables,
                 None if reason == Reason::Lifted => return Err(Refusal::Never(Reason::NoConnections)),
@@ -267,9 +266,16 @@ fn published(stream: &Stream, fd: c_int) -> Result<&'static Slot, Refusal> {
     Ok(slot)
 }
 
+/// Whether lifting it pays, or is wanted, even if the kernel copies packets into the UMEM.
+fn copied(stream: &Stream) -> bool {
+    policy() == Policy::Lift || stream.native.load(Relaxed)
+}
+
 /// A local address for which the broker has been asked.
 struct Place {
     local: [u8; 16],
+    /// See [`copied`].
+    copied: bool,
     /// Its answer.
     reason: Reason,
     /// Until when a refusal holds, CLOCK_MONOTONIC ns.
@@ -285,14 +291,15 @@ const REFUSED_NS: u64 = 1_000_000_000;
 fn known_place(slot: &Slot, stream: &Stream, fd: c_int) -> Result<(), Refusal> {
     let local = Slot::address(&slot.local);
     let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
-    let holds =
-        |place: &&Place| place.local == local && (place.reason == Reason::Lifted || now < place.until);
+    let copied = copied(stream);
+    let asked = |place: &Place| place.local == local && place.copied == copied;
+    let holds = |place: &&Place| asked(place) && (place.reason == Reason::Lifted || now < place.until);
     let known = PLACES.lock().and_then(|places| places.iter().find(holds).map(|place| place.reason));
     let reason = known.unwrap_or_else(|| {
-        let reason = control::ask_for_streams(fd, stream.cookie.load(Relaxed));
+        let reason = control::ask_for_streams(fd, stream.cookie.load(Relaxed), copied);
         if let Some(mut places) = PLACES.lock() {
-            places.retain(|place| place.local != local);
-            places.push(Place { local, reason, until: now + REFUSED_NS });
+            places.retain(|place| !asked(place));
+            places.push(Place { local, copied, reason, until: now + REFUSED_NS });
         }
         reason
     });

@@ -336,9 +336,12 @@ impl Call {
     }
 
     fn nonblocking(&self) -> bool {
-        self.flags & libc::MSG_DONTWAIT != 0
-            || sys::status_flags(self.socket.fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0)
+        nonblocking(self.socket.fd, self.flags)
     }
+}
+
+fn nonblocking(fd: c_int, flags: c_int) -> bool {
+    flags & libc::MSG_DONTWAIT != 0 || sys::status_flags(fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0)
 }
 
 /// SO_RCVTIMEO.
@@ -444,15 +447,37 @@ pub(crate) fn recv_chunk(
     flags: c_int,
 ) -> Result<usize> {
     PUMPED.store(PUMPED.load(Relaxed).wrapping_add(1), Relaxed);
-    if let Some(len) = lend(stream, fd, chunk, max)? {
-        return Ok(len);
+    let mut deadline = None;
+    loop {
+        if let Some(len) = lend(stream, fd, chunk, max)? {
+            return Ok(len);
+        }
+        engine::pump();
+        if let Some(len) = lend(stream, fd, chunk, max)? {
+            return Ok(len);
+        }
+        match unheld(stream, fd, chunk, max) {
+            Err(Errno(libc::EAGAIN)) if !nonblocking(fd, flags) => {}
+            result => return result,
+        }
+        let deadline = *deadline.get_or_insert_with(|| timeout(fd));
+        match wait::for_stream(stream, fd, deadline, false) {
+            Woken::Timeout => return Err(Errno(libc::EAGAIN)),
+            Woken::Interrupted => return Err(Errno(libc::EINTR)),
+            _ => {}
+        }
     }
-    engine::pump();
-    if let Some(len) = lend(stream, fd, chunk, max)? {
-        return Ok(len);
-    }
-    // what is read now lies together nowhere: in memory of the chunk's own
-    chunk::read_into(chunk, max, |base, len| read(stream, fd, Target::One { base, len }, flags))
+}
+
+/// A chunk in memory of its own, of what only the kernel has: no further than the next byte that can be lent.
+fn unheld(stream: &'static Stream, fd: c_int, chunk: &mut Chunk, max: usize) -> Result<usize> {
+    let alone = stream.lock().and_then(|mut guard| {
+        let (reader, work) = guard.parts();
+        let at = reader.position();
+        work.worker.index.piece_end(at).map(|end| (end - at) as usize)
+    });
+    let max = alone.map_or(max, |alone| max.min(alone));
+    chunk::read_into(chunk, max, |base, len| read(stream, fd, Target::One { base, len }, libc::MSG_DONTWAIT))
 }
 
 /// The first of what is held. None: nothing is.
