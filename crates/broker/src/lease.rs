@@ -22,6 +22,9 @@ pub const RX_SIZE: u32 = 2048;
 pub const FILL_SIZE: u32 = 4096;
 /// Frames of a ring, unless many rings have to share.
 pub const FRAMES: u32 = 4096;
+/// The same where TCP is lifted: a window of the kernel's default size (tcp_rmem, 6 MiB) and more must fit in a ring, which loses
+/// what a socket's buffer would have held.
+pub(crate) const DEEP_FRAMES: u32 = 16_384;
 /// Bytes of a frame.
 pub const CHUNK: ChunkSize = ChunkSize::K2;
 /// Longest packet that a frame holds: the kernel keeps XDP_PACKET_HEADROOM in front of it.
@@ -36,11 +39,11 @@ const TCP_CHECKSUM: usize = 16;
 const TOTAL_FRAMES: u32 = 65_536;
 const MIN_FRAMES: u32 = 512;
 
-/// Frames of each of `rings` rings.
-fn frames_per_ring(rings: u32) -> u32 {
+/// Frames of each of `rings` rings, at most `most`.
+fn frames_per_ring(rings: u32, most: u32) -> u32 {
     let share = TOTAL_FRAMES / rings.max(1);
     let power = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
-    power.clamp(MIN_FRAMES, FRAMES)
+    power.clamp(MIN_FRAMES, most)
 }
 
 /// One AF_XDP socket.
@@ -77,8 +80,8 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn new(rings: u32) -> Self {
-        Self { next: 0, end: rings, per_ring: frames_per_ring(rings) }
+    fn new(rings: u32, most: u32) -> Self {
+        Self { next: 0, end: rings, per_ring: frames_per_ring(rings, most) }
     }
 
     /// The next ring's number and first frame.
@@ -101,10 +104,10 @@ pub(crate) struct Ended {
 }
 
 impl Lease {
-    /// Makes the UMEM for `rings` rings.
-    pub(crate) fn new(owner: u64, rings: u32) -> Result<Self, Error> {
+    /// Makes the UMEM for `rings` rings; `deep`: TCP is lifted.
+    pub(crate) fn new(owner: u64, rings: u32, deep: bool) -> Result<Self, Error> {
         let rings = rings.clamp(1, hoist_ipc::page::RINGS as u32);
-        let numbers = Numbers::new(rings);
+        let numbers = Numbers::new(rings, if deep { DEEP_FRAMES } else { FRAMES });
         let umem = Umem::create(numbers.per_ring * rings, CHUNK, false)
             .map_err(|cause| Error::Xsk { operation: "make the UMEM".into(), cause })?;
         let (rings, devices) = (Vec::new(), BTreeSet::new());
@@ -159,8 +162,8 @@ impl Lease {
             ring,
             ifindex: device.ifindex,
             queue,
-            rx_size: RX_SIZE,
-            fill_size: FILL_SIZE,
+            rx_size: RX_SIZE.max(self.numbers.per_ring / 2),
+            fill_size: FILL_SIZE.max(self.numbers.per_ring),
             first_frame,
             frames: self.numbers.per_ring,
             prefilled: self.numbers.per_ring / 2,
@@ -307,19 +310,20 @@ mod tests {
 
     #[test]
     fn ring_numbers_and_frames_are_given_once_and_end_with_the_memory() {
-        let mut numbers = Numbers::new(20);
+        let mut numbers = Numbers::new(20, FRAMES);
         let given: Vec<_> = std::iter::from_fn(|| numbers.take()).collect();
-        let expected: Vec<_> = (0..20).map(|ring| (ring, ring * frames_per_ring(20))).collect();
+        let expected: Vec<_> = (0..20).map(|ring| (ring, ring * frames_per_ring(20, FRAMES))).collect();
         assert_eq!(given, expected);
         assert_eq!(numbers.take(), None);
     }
 
     #[test]
     fn many_rings_share_the_memory_and_every_ring_keeps_a_minimum() {
-        assert_eq!(frames_per_ring(1), FRAMES);
-        assert_eq!(frames_per_ring(16), FRAMES);
-        assert_eq!(frames_per_ring(17), FRAMES / 2);
-        assert_eq!(frames_per_ring(256), MIN_FRAMES);
-        assert!((1..=256).all(|rings| frames_per_ring(rings).is_power_of_two()));
+        assert_eq!(frames_per_ring(1, FRAMES), FRAMES);
+        assert_eq!(frames_per_ring(1, DEEP_FRAMES), DEEP_FRAMES);
+        assert_eq!(frames_per_ring(16, DEEP_FRAMES), FRAMES);
+        assert_eq!(frames_per_ring(17, FRAMES), FRAMES / 2);
+        assert_eq!(frames_per_ring(256, FRAMES), MIN_FRAMES);
+        assert!((1..=256).all(|rings| frames_per_ring(rings, DEEP_FRAMES).is_power_of_two()));
     }
 }

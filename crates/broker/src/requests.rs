@@ -16,6 +16,7 @@ use crate::{
 use hoist_ipc::{
     MAX_MESSAGE, Reason, Reply, Request, VERSION,
     page::{Mapped, StatsPage},
+    tcp::Policy,
 };
 use hoist_sys::{Errno, recv_each_fd, try_send_with_fds};
 use std::{
@@ -250,7 +251,7 @@ impl Broker {
             return Ok(Some(Reason::PortShared));
         }
         match self.steered_of(devices) {
-            Ok(steered) => self.give_rings(id, &steered),
+            Ok(steered) => self.give_rings(id, &steered, self.config.tcp.policy == Policy::Lift),
             Err(reason) => Ok(Some(reason)),
         }
     }
@@ -262,8 +263,13 @@ impl Broker {
     }
 
     /// Makes the rings of `devices` and tells the process of them.
-    pub(crate) fn give_rings(&mut self, id: u64, devices: &[Device]) -> Result<Option<Reason>, Error> {
-        if let Err(error) = self.ensure_rings(id, devices) {
+    pub(crate) fn give_rings(
+        &mut self,
+        id: u64,
+        devices: &[Device],
+        deep: bool,
+    ) -> Result<Option<Reason>, Error> {
+        if let Err(error) = self.ensure_rings(id, devices, deep) {
             self.say(error.to_string());
             return Ok(Some(Reason::RingSetup));
         }
@@ -315,14 +321,14 @@ impl Broker {
         Ok(self.channels.get(&id).is_some_and(|channel| stranger(channel, endpoint, others.iter())))
     }
 
-    fn ensure_rings(&mut self, id: u64, devices: &[Device]) -> Result<(), Error> {
+    fn ensure_rings(&mut self, id: u64, devices: &[Device], deep: bool) -> Result<(), Error> {
         if self.lease.is_none() {
             let all = self
                 .inventory
                 .candidates(&self.config.devices)
                 .filter(|d| !self.broken.contains_key(&d.ifindex));
             let rings = all.map(rings_of).sum();
-            self.lease = Some(Lease::new(id, rings)?);
+            self.lease = Some(Lease::new(id, rings, deep)?);
         }
         let mut failed = None;
         for device in devices {

@@ -63,7 +63,7 @@ impl Broker {
         if native.is_empty() {
             return Ok(Some(Reason::Generic));
         }
-        self.give_rings(id, &native)
+        self.give_rings(id, &native, true)
     }
 
     /// Devices from which lifting pays. One that is not attached yet may write to the UMEM itself if it is hardware.

@@ -38,6 +38,7 @@ const TOUCHED: usize = 32;
 
 /// Frames that circulate in one ring when all is calm. Fewer stay warmer in the cache; more ride out longer pauses of
 /// the program. The rest of the ring's frames is in reserve and goes out when readers hold frames back.
+/// A ring that was made for TCP has more, as many as it holds: what is in flight must fit, or is sent again.
 const CIRCULATING: u32 = 2048;
 /// At least so many circulate where threads run the driver themselves, and what a ring overflows with is sent again (TCP).
 const FEWEST: u32 = 256;
@@ -183,10 +184,10 @@ pub(crate) fn pump() {
     pump_and(Merged::Rides);
 }
 
-/// [`pump`] by a thread that looks again at once: headers that more may be merged with wait for it.
+/// [`pump`] by a thread that looks again at once: headers that more may be merged with wait for it. False: there was nothing.
 #[inline]
-pub(crate) fn pump_on() {
-    pump_and(Merged::Waits);
+pub(crate) fn pump_on() -> bool {
+    pump_and(Merged::Waits)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -196,22 +197,21 @@ enum Merged {
 }
 
 #[inline]
-fn pump_and(merged: Merged) {
+fn pump_and(merged: Merged) -> bool {
     if ring_count() == 0 || !ours() {
-        return;
+        return false;
     }
-    if let Some(guard) = ENGINE.try_lock() {
-        pump_with(guard, merged);
-    }
+    ENGINE.try_lock().is_some_and(|guard| pump_with(guard, merged))
 }
 
-fn pump_with(mut state: Guard<'_, State>, merged: Merged) {
-    let Some(memory) = memory() else { return };
+fn pump_with(mut state: Guard<'_, State>, merged: Merged) -> bool {
+    let Some(memory) = memory() else { return false };
+    let mut found = false;
     if let Some(page) = page() {
         bump(&page.pumps, 1);
     }
     for ring in 0..state.rings.len() {
-        state.drain(memory, ring, BATCH);
+        found |= state.drain(memory, ring, BATCH) > 0;
         state.refill(memory, ring);
         state.relieve(memory, ring);
     }
@@ -223,6 +223,7 @@ fn pump_with(mut state: Guard<'_, State>, merged: Merged) {
     state.touched_count = 0;
     drop(state);
     wake(&touched);
+    found
 }
 
 /// Bells are rung after the lock is free: a system call must not hold up other readers.
@@ -300,7 +301,7 @@ impl State {
             reserve,
             frames: new.info.frames,
             held: 0,
-            circulating: CIRCULATING,
+            circulating: most_circulating(new.info.rx_size),
             crowd: 0,
             looks: 0,
         });
@@ -772,14 +773,19 @@ impl State {
     }
 }
 
+fn most_circulating(rx_size: u32) -> u32 {
+    CIRCULATING.max(rx_size)
+}
+
 impl Ring {
     /// Lets more frames circulate when a crowd has waited, fewer after a long time without one. `datagrams`: lifted datagrams are
     /// lost for good when there is no frame, so there are always many.
     #[inline]
     fn adapt(&mut self, datagrams: bool) {
         self.looks += 1;
-        if self.circulating < CIRCULATING && (datagrams || self.crowd > self.circulating / 2) {
-            self.circulating = if datagrams { CIRCULATING } else { self.circulating * 2 };
+        let most = most_circulating(self.rx.size());
+        if self.circulating < most && (datagrams || self.crowd > self.circulating / 2) {
+            self.circulating = if datagrams { most } else { self.circulating * 2 };
         } else if self.looks < CALM {
             return;
         } else if !datagrams && driver::spins() && self.crowd <= self.circulating / 4 {

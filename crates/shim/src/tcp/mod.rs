@@ -196,6 +196,9 @@ fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
     if !ticker::runs() {
         return Err(Refusal::Never(Reason::RingSetup));
     }
+    if crate::driver::spins() && !stream.watched.swap(true, Relaxed) {
+        crate::driver::watch_stream(fd); // it knows its NAPI instance until its headers come through the TAP
+    }
     let mut state = ENGINE.lock().ok_or(Refusal::Later)?;
     if !stream.with_cell() {
         return Err(Refusal::Never(Reason::Memory));
@@ -457,15 +460,6 @@ pub(crate) fn before_asking(fd: c_int) {
     {
         sweep();
         settle_one(stream);
-    }
-}
-
-/// A thread that reads this stream is about to sleep.
-fn about_to_sleep(stream: &'static Stream) {
-    if crate::driver::spins() {
-        // the first segments pass, and tell the spinning thread its NAPI instance anew
-        park(stream, Reason::Parked);
-        engine::pump();
     }
 }
 

@@ -24,7 +24,6 @@ pub(crate) fn for_stream(stream: &'static Stream, fd: c_int, deadline: Deadline,
         }
         None => {}
     }
-    super::about_to_sleep(stream);
     let mut set = PollSet::new();
     set.push(fd, POLLIN);
     set.push_rings();
