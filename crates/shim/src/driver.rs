@@ -175,15 +175,19 @@ fn run(mut ready: impl FnMut() -> bool) -> Spun {
     let epoll = EPOLL.load(Acquire);
     let end = Deadline::after(Some(u64::from(control::SPIN_US.load(Relaxed)) * 1000));
     loop {
-        engine::pump();
+        engine::pump_on();
         if ready() {
             return Spun::Lifted;
         }
         if end.over() {
-            return Spun::Nothing;
+            engine::pump();
+            return if ready() { Spun::Lifted } else { Spun::Nothing };
         }
         match sys::epoll_spin(epoll) {
-            Ok(0) => resume(),
+            Ok(0) => {
+                engine::pump(); // nothing more comes to merge with
+                resume();
+            }
             Ok(_) | Err(Errno(libc::EINTR)) => {} // stopped and continued: no handler can have run
             Err(_) => return Spun::Nothing,
         }

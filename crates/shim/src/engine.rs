@@ -5,6 +5,7 @@
 
 use crate::{
     demux::{self, Endpoint},
+    driver,
     frames::{Arrival, Frames, Returned},
     lock::{Guard, PumpLock},
     socket::{self, Socket, want},
@@ -38,6 +39,10 @@ const TOUCHED: usize = 32;
 /// Frames that circulate in one ring when all is calm. Fewer stay warmer in the cache; more ride out longer pauses of
 /// the program. The rest of the ring's frames is in reserve and goes out when readers hold frames back.
 const CIRCULATING: u32 = 2048;
+/// At least so many circulate where threads run the driver themselves, and what a ring overflows with is sent again (TCP).
+const FEWEST: u32 = 256;
+/// Looks at a ring without a crowd after which fewer frames circulate.
+const CALM: u32 = 1 << 14;
 
 /// Payload bytes of the longest TCP segment that surely fits a frame: a chunk of 2,048 less XDP's headroom of 256, and at most 134
 /// bytes of headers.
@@ -123,6 +128,11 @@ struct Ring {
     frames: u32,
     /// How many of them sockets held at the last look.
     held: u32,
+    /// How many are to circulate.
+    circulating: u32,
+    /// The most that waited at a look, and looks since it was taken stock of.
+    crowd: u32,
+    looks: u32,
 }
 
 /// What the pump lock guards.
@@ -132,6 +142,8 @@ pub(crate) struct State {
     ports: Vec<Option<&'static Socket>>,
     touched: [Option<&'static Socket>; TOUCHED],
     touched_count: usize,
+    /// Some UDP socket is, or was, lifted.
+    datagrams: bool,
     /// Connections that have been involved.
     pub(crate) streams: Flows,
     /// Those of which something is merged and has not ridden.
@@ -168,15 +180,32 @@ pub(crate) fn own() {
 /// A look at the rings: moves what is there to sockets, wakes who sleeps on them. Does nothing if another thread is at it.
 #[inline]
 pub(crate) fn pump() {
+    pump_and(Merged::Rides);
+}
+
+/// [`pump`] by a thread that looks again at once: headers that more may be merged with wait for it.
+#[inline]
+pub(crate) fn pump_on() {
+    pump_and(Merged::Waits);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Merged {
+    Rides,
+    Waits,
+}
+
+#[inline]
+fn pump_and(merged: Merged) {
     if ring_count() == 0 || !ours() {
         return;
     }
     if let Some(guard) = ENGINE.try_lock() {
-        pump_with(guard);
+        pump_with(guard, merged);
     }
 }
 
-fn pump_with(mut state: Guard<'_, State>) {
+fn pump_with(mut state: Guard<'_, State>, merged: Merged) {
     let Some(memory) = memory() else { return };
     if let Some(page) = page() {
         bump(&page.pumps, 1);
@@ -186,7 +215,9 @@ fn pump_with(mut state: Guard<'_, State>) {
         state.refill(memory, ring);
         state.relieve(memory, ring);
     }
-    state.flush_streams(memory);
+    if merged == Merged::Rides {
+        state.flush_streams(memory);
+    }
     state.finish();
     let touched = core::mem::replace(&mut state.touched, [None; TOUCHED]);
     state.touched_count = 0;
@@ -227,6 +258,7 @@ impl State {
             ports: Vec::new(),
             touched: [None; TOUCHED],
             touched_count: 0,
+            datagrams: false,
             streams: Flows::new(),
             unflushed: Vec::new(),
         }
@@ -268,6 +300,9 @@ impl State {
             reserve,
             frames: new.info.frames,
             held: 0,
+            circulating: CIRCULATING,
+            crowd: 0,
+            looks: 0,
         });
         RING_FDS[index].store(new.fd, Relaxed);
         RING_COUNT.store(index as u32 + 1, Release);
@@ -298,10 +333,12 @@ impl State {
     /// Takes up to `budget` frames from a ring.
     fn drain(&mut self, memory: &'static Memory, index: usize, budget: u32) -> u32 {
         let ring = &mut self.rings[index];
-        let count = ring.rx.available().min(budget);
+        let waiting = ring.rx.available();
+        let count = waiting.min(budget);
         if count == 0 {
             return 0;
         }
+        ring.crowd = ring.crowd.max(waiting);
         let trust = ring.trust;
         let time = Clock::now();
         for i in 0..count {
@@ -339,8 +376,10 @@ impl State {
 
     /// Puts frames in the fill ring: first those just read, which are warm, then the reserve.
     fn refill(&mut self, memory: &'static Memory, index: usize) {
+        let datagrams = self.datagrams;
         let ring = &mut self.rings[index];
-        let mut want = CIRCULATING.min(ring.fill.size()).saturating_sub(ring.fill.pending());
+        ring.adapt(datagrams);
+        let mut want = ring.circulating.min(ring.fill.size()).saturating_sub(ring.fill.pending());
         let mut pushed = false;
         let at_home = ring.fill.pending() + ring.rx.pending() + ring.reserve.len() as u32;
         ring.held = ring.frames.saturating_sub(at_home);
@@ -627,6 +666,7 @@ impl State {
 
     /// Starts delivering to a socket.
     pub(crate) fn add_socket(&mut self, socket: &'static Socket, endpoint: Endpoint) {
+        self.datagrams = true;
         if self.ports.is_empty() {
             self.ports = vec![None; 1 << 16];
         }
@@ -733,6 +773,21 @@ impl State {
 }
 
 impl Ring {
+    /// Lets more frames circulate when a crowd has waited, fewer after a long time without one. `datagrams`: lifted datagrams are
+    /// lost for good when there is no frame, so there are always many.
+    #[inline]
+    fn adapt(&mut self, datagrams: bool) {
+        self.looks += 1;
+        if self.circulating < CIRCULATING && (datagrams || self.crowd > self.circulating / 2) {
+            self.circulating = if datagrams { CIRCULATING } else { self.circulating * 2 };
+        } else if self.looks < CALM {
+            return;
+        } else if !datagrams && driver::spins() && self.crowd <= self.circulating / 4 {
+            self.circulating = (self.circulating / 2).max(FEWEST);
+        }
+        (self.crowd, self.looks) = (0, 0);
+    }
+
     #[cold]
     fn count(&self, field: impl Fn(&RingStats) -> &AtomicU64) {
         if let Some(stats) = self.stats {

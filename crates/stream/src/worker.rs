@@ -137,6 +137,8 @@ pub struct Worker<D> {
     good: Option<Good>,
     candidate: Option<Candidate>,
     gro: Option<Box<Gro<1>>>,
+    /// Position of the first byte of what is merged at the moment, if that is in order.
+    waits_from: u64,
     /// What is merged at the moment are ghosts.
     ghosts: bool,
     /// Payload of what is merged at the moment, if it rides with it.
@@ -160,6 +162,7 @@ impl<D> Worker<D> {
             good: None,
             candidate: None,
             gro: None,
+            waits_from: 0,
             ghosts: false,
             loads: Vec::new(),
         }
@@ -182,6 +185,12 @@ impl<D> Worker<D> {
     #[inline]
     pub fn idle(&self) -> bool {
         self.gro.as_ref().is_none_or(|gro| gro.is_empty()) && self.loads.is_empty()
+    }
+
+    /// Whether what lies at `position`, if it has come, has ridden: nothing of it waits to be merged with more.
+    #[inline]
+    pub fn rode(&self, position: u64) -> bool {
+        self.idle() || position < self.waits_from
     }
 
     /// Forgets the connection and everything that is held or waits.
@@ -223,12 +232,20 @@ impl<D> Worker<D> {
             self.candidate = self.probe(reader, mark.filter(|_| in_order), len, ride);
             self.loads.push(arrived.load());
         }
+        let start = self.next;
         if in_order {
             self.next += u64::from(len);
         }
         let (gro, loads) = (&mut self.gro, &mut self.loads);
         if let Some(gro) = gro {
-            gro.receive(arrived.packet, segment, &mut |merged| emit(merged, hold, loads, ride));
+            let mut begins = gro.is_empty();
+            gro.receive(arrived.packet, segment, &mut |merged| {
+                begins = true;
+                emit(merged, hold, loads, ride);
+            });
+            if begins {
+                self.waits_from = start;
+            }
         }
         if self.idle() {
             self.learn(reader, ride);

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     chunk::{self, Chunk},
+    driver,
     engine::{self, Memory},
     message::plausible,
     sys,
@@ -219,6 +220,15 @@ impl Call {
             return Ok(self.done);
         }
         let mut deadline = None;
+        if self.spins() {
+            engine::pump_on();
+            if self.take()? && self.done >= self.enough {
+                return Ok(self.done);
+            }
+            if let Some(Woken::Interrupted) = wait::spin(self.stream, self.socket.fd) {
+                return self.nothing(libc::EINTR);
+            }
+        }
         loop {
             engine::pump();
             if let Look::Done = self.look()? {
@@ -237,6 +247,14 @@ impl Call {
                 _ => {}
             }
         }
+    }
+
+    /// Whether the thread runs the driver before it asks the kernel for data: more is likely to come than is there.
+    fn spins(&self) -> bool {
+        driver::spins()
+            && self.stream.lifting.load(Relaxed)
+            && self.flags & libc::MSG_PEEK == 0
+            && !self.nonblocking()
     }
 
     /// A partial result, or `errno`.
@@ -360,7 +378,7 @@ pub(crate) fn count_lifted(stream: &Stream, bytes: usize) {
     if bytes > 0
         && let Some(slot) = stream.own_slot()
     {
-        slot.lifted_bytes.fetch_add(bytes as u64, Relaxed);
+        slot.lifted_bytes.store(slot.lifted_bytes.load(Relaxed) + bytes as u64, Relaxed); // one writer at a time
     }
 }
 
@@ -452,6 +470,9 @@ pub(crate) fn recv_chunk(
         if let Some(len) = lend(stream, fd, chunk, max)? {
             return Ok(len);
         }
+        if let Some(len) = spin_for_chunk(stream, fd, chunk, max, flags)? {
+            return Ok(len);
+        }
         engine::pump();
         if let Some(len) = lend(stream, fd, chunk, max)? {
             return Ok(len);
@@ -466,6 +487,27 @@ pub(crate) fn recv_chunk(
             Woken::Interrupted => return Err(Errno(libc::EINTR)),
             _ => {}
         }
+    }
+}
+
+/// Runs the driver until there is a chunk; None: there is none, or the thread does not spin.
+fn spin_for_chunk(
+    stream: &'static Stream,
+    fd: c_int,
+    chunk: &mut Chunk,
+    max: usize,
+    flags: c_int,
+) -> Result<Option<usize>> {
+    if !driver::spins() || !stream.lifting.load(Relaxed) || nonblocking(fd, flags) {
+        return Ok(None);
+    }
+    engine::pump_on();
+    if let Some(len) = lend(stream, fd, chunk, max)? {
+        return Ok(Some(len));
+    }
+    match wait::spin(stream, fd) {
+        Some(Woken::Interrupted) => Err(Errno(libc::EINTR)),
+        _ => lend(stream, fd, chunk, max),
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Stream {
     kept: AtomicU32,
     /// It was read by `recv_chunk`.
     pub(crate) native: AtomicBool,
+    /// In the epoll instance with which threads spin.
+    pub(crate) watched: AtomicBool,
     /// SO_RCVLOWAT; 0: not asked yet.
     pub(crate) lowat: AtomicU32,
     /// SO_COOKIE, once asked.
@@ -67,6 +69,7 @@ impl Stream {
             seen: AtomicU64::new(0),
             kept: AtomicU32::new(0),
             native: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             lowat: AtomicU32::new(0),
             cookie: AtomicU64::new(0),
             slot: AtomicPtr::new(core::ptr::null_mut()),
@@ -88,6 +91,7 @@ impl Stream {
         self.seen.store(0, Relaxed);
         self.kept.store(0, Relaxed);
         self.native.store(false, Relaxed);
+        self.watched.store(false, Relaxed);
         self.lowat.store(0, Relaxed);
         self.cookie.store(0, Relaxed);
         self.slot.store(core::ptr::null_mut(), Relaxed);

@@ -3,9 +3,10 @@
 use super::{read, stream::Stream, ticker};
 use crate::{
     driver::{self, Spun},
-    engine, sys,
+    sys,
     wait::{self, Deadline, PollSet, Woken},
 };
+use core::sync::atomic::Ordering::Relaxed;
 use hoist_sys::Errno;
 use libc::{POLLIN, c_int};
 
@@ -14,7 +15,7 @@ const NAP_NS: u64 = 1_000_000;
 
 /// Sleeps until a read of `stream` is worth another try.
 pub(crate) fn for_stream(stream: &'static Stream, fd: c_int, deadline: Deadline, nap: bool) -> Woken {
-    match spin(stream, fd, deadline) {
+    match spin(stream, fd) {
         Some(woken) => return woken,
         None if nap => {
             let mut nothing = PollSet::new();
@@ -33,20 +34,19 @@ pub(crate) fn for_stream(stream: &'static Stream, fd: c_int, deadline: Deadline,
     woken
 }
 
-/// `--spin-us`.
-fn spin(stream: &'static Stream, fd: c_int, deadline: Deadline) -> Option<Woken> {
+/// `--spin-us`: runs the driver until a read would not wait. None: sleep.
+pub(crate) fn spin(stream: &'static Stream, fd: c_int) -> Option<Woken> {
     if !driver::spins() {
         return None;
     }
-    driver::watch_stream(fd);
-    let spun = driver::spin(deadline, core::ptr::null(), || {
-        engine::pump();
-        readable(stream, fd)
-    });
-    match spun {
+    if !stream.watched.swap(true, Relaxed) {
+        driver::watch_stream(fd);
+    }
+    let ready = || holds(stream) || readable(stream, fd);
+    match driver::spin(Deadline::NEVER, core::ptr::null(), ready) {
         Spun::Lifted => Some(Woken::Look),
         // with a timeout, Linux never restarts (sock_intr_errno)
-        Spun::Signal { restarts } if !(restarts && deadline.is_never()) => Some(Woken::Interrupted),
+        Spun::Signal { restarts } if !(restarts && read::timeout(fd).is_never()) => Some(Woken::Interrupted),
         Spun::Signal { .. } | Spun::Nothing => None,
     }
 }
@@ -57,10 +57,20 @@ pub(crate) fn before_plain_read(stream: &'static Stream, fd: c_int) -> Result<()
     if !waits || readable(stream, fd) {
         return Ok(());
     }
-    match spin(stream, fd, read::timeout(fd)) {
+    match spin(stream, fd) {
         Some(Woken::Interrupted) => Err(Errno(libc::EINTR)),
         _ => Ok(()),
     }
+}
+
+/// Whether something is held for the next read.
+#[inline]
+fn holds(stream: &'static Stream) -> bool {
+    stream.involved()
+        && stream.lock().is_some_and(|mut guard| {
+            let (reader, work) = guard.parts();
+            work.worker.index.covered(reader.position(), 1) > 0 && work.worker.rode(reader.position())
+        })
 }
 
 /// Whether a read would not wait.
