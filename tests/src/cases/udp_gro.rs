@@ -155,7 +155,7 @@ pub(super) fn senders_do_not_mix(ctx: &mut Ctx) {
 pub(super) fn congestion_marks_do_not_mix(ctx: &mut Ctx) {
     let (s, at) = merging4(ctx);
     sock::set(&s, libc::IPPROTO_IP, libc::IP_RECVTOS, 1i32).unwrap();
-    let tos = |i: u32| if i % 3 == 0 { 3 } else { 2 };
+    let tos = |i: u32| if i.is_multiple_of(3) { 3 } else { 2 };
     for i in 0..60 {
         ctx.shoot(Shot { tos: Some(tos(i)), ..ctx.shot(at, &[&numbered(i, 300)]) });
     }
