@@ -1,10 +1,13 @@
 //! Dual runs: the same socket programs natively and under `hoist run`, with the same assertions.
 //!
 //! * [`cases`]: what is asserted, one function a behaviour. The binary `dual CASE` runs one of them in a process of its own.
+//! * [`liar`]: a TCP peer made of frames, that says what it likes.
 //! * [`peer`]: the other end, a process in the wire namespace that sends and receives what a case tells it to.
 //! * [`frame`]: Ethernet frames that a UDP socket would never send.
 //! * [`lab`]: a testbed with a peer in it, and programs run there, natively or hoisted, within a time limit.
+//! * [`remote`]: the peer's ends of TCP connections, and [`stream`]: what they send, checked byte by byte.
 //! * [`report`]: what `hoist run` counted, held against what a case expects to be lifted.
+//! * [`sink`]: a program that reads streams by every call and compares them.
 //! * [`sock`]: libc's socket calls with Rust types; each function is one call.
 //! * [`tally`]: what was received of a stream, to be compared.
 #![allow(unsafe_code)] // the calls under test are libc's own, made the way a C program makes them
@@ -14,7 +17,11 @@
 pub mod cases;
 pub mod frame;
 pub mod lab;
+pub mod liar;
 pub mod peer;
+pub mod remote;
 pub mod report;
+pub mod sink;
 pub mod sock;
+pub mod stream;
 pub mod tally;

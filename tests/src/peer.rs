@@ -2,7 +2,10 @@
 //!
 //! A reply means that the kernel has taken the packets, not that they have arrived: the case waits for those.
 
-use crate::sock;
+use crate::{
+    remote::{Do, Remotes},
+    sock,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -25,7 +28,7 @@ pub const ENV_PEER: &str = "HOIST_TEST_PEER";
 const DEVICE: &str = "va";
 
 /// How long the peer waits for what it is told to wait for.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the peer is told.
 #[derive(Serialize, Deserialize, Debug)]
@@ -50,6 +53,8 @@ pub enum Order {
         /// How many.
         count: usize,
     },
+    /// Do something with the peer's end of a TCP connection.
+    Tcp(u64, Do),
 }
 
 /// Datagrams from one socket to one address.
@@ -111,6 +116,15 @@ pub enum Answer {
     Done,
     /// Datagrams received, with where they came from.
     Received(Vec<(Vec<u8>, SocketAddr)>),
+    /// A connection is open; the peer's address.
+    Opened(SocketAddr),
+    /// A connection has ended, by an error unless it is 0, after so many bytes.
+    Ended {
+        /// Read since the last order.
+        bytes: u64,
+        /// What the last read said.
+        errno: i32,
+    },
     /// It went wrong.
     Failed(String),
 }
@@ -162,19 +176,20 @@ type Sockets = Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>>;
 
 /// Serves connections, each in a thread, until the process is ended.
 pub fn serve(listener: &UnixListener) -> Result<()> {
-    let sockets = Sockets::default();
+    let (sockets, remotes) = (Sockets::default(), Remotes::default());
     for stream in listener.incoming() {
-        let (stream, sockets) = (stream?, sockets.clone());
-        std::thread::spawn(move || converse(stream, &sockets));
+        let (stream, sockets, remotes) = (stream?, sockets.clone(), remotes.clone());
+        std::thread::spawn(move || converse(stream, &sockets, &remotes));
     }
     Ok(())
 }
 
 /// Ends when the case goes away, which is no error.
-fn converse(mut stream: UnixStream, sockets: &Sockets) -> Result<()> {
+fn converse(mut stream: UnixStream, sockets: &Sockets, remotes: &Remotes) -> Result<()> {
     let lines = BufReader::new(stream.try_clone()?).lines();
     for line in lines {
-        let answer = carry_out(&line?, sockets).unwrap_or_else(|error| Answer::Failed(error.to_string()));
+        let answer =
+            carry_out(&line?, sockets, remotes).unwrap_or_else(|error| Answer::Failed(error.to_string()));
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');
         stream.write_all(&line)?;
@@ -182,13 +197,14 @@ fn converse(mut stream: UnixStream, sockets: &Sockets) -> Result<()> {
     Ok(())
 }
 
-fn carry_out(line: &str, sockets: &Sockets) -> Result<Answer> {
+fn carry_out(line: &str, sockets: &Sockets, remotes: &Remotes) -> Result<Answer> {
     match serde_json::from_str(line)? {
         Order::Send(shot) => send(&shot, open(shot.from, sockets)?.as_ref())?,
         Order::Frames { frames, rounds } => send_frames(&frames, rounds)?,
         Order::Open(at) => drop(open(at, sockets)?),
         Order::Close(at) => drop(sockets.lock().unwrap().remove(&at)),
         Order::Receive { at, count } => return receive(&*open(at, sockets)?, count),
+        Order::Tcp(number, order) => return remotes.carry_out(number, order),
     }
     Ok(Answer::Done)
 }

@@ -13,6 +13,12 @@ pub struct Report {
     pub sockets: Vec<Socket>,
     /// Closed ones, by local address.
     pub closed: Vec<Socket>,
+    /// Open TCP connections.
+    #[serde(default)]
+    pub connections: Vec<Connection>,
+    /// Closed ones.
+    #[serde(default)]
+    pub closed_connections: Vec<Connection>,
     /// Rings.
     pub rings: Vec<Ring>,
     /// Frames that were neither here nor there at the end of a lease.
@@ -41,6 +47,26 @@ pub struct Socket {
     pub lifted_packets: u64,
     /// Datagrams read from the kernel.
     pub passed_packets: u64,
+}
+
+/// Counters of a connection, or of all closed ones of a process.
+#[derive(Deserialize, Debug, Default, Clone)]
+#[serde(default)]
+pub struct Connection {
+    /// Local address, `address:port`.
+    pub local: String,
+    /// Lifted, or why not: the word of the reason.
+    pub reason: String,
+    /// Payload that the program took from frames.
+    pub lifted_bytes: u64,
+    /// Payload that it took from the kernel.
+    pub passed_bytes: u64,
+    /// Segments dropped for their checksum.
+    pub bad_checksum: u64,
+    /// Headers that rode.
+    pub rode: u64,
+    /// Segments that rode with their payload.
+    pub rode_real: u64,
 }
 
 /// Counters of a ring.
@@ -75,6 +101,17 @@ impl Report {
         (counted().map(|s| s.lifted_packets).sum(), counted().map(|s| s.passed_packets).sum())
     }
 
+    /// Payload of streams that programs took from frames and from the kernel.
+    pub fn stream_bytes(&self) -> (u64, u64) {
+        let all = || self.connections.iter().chain(&self.closed_connections);
+        (all().map(|c| c.lifted_bytes).sum(), all().map(|c| c.passed_bytes).sum())
+    }
+
+    /// Segments of streams that were dropped for their checksum.
+    pub fn bad_checksums(&self) -> u64 {
+        self.connections.iter().chain(&self.closed_connections).map(|c| c.bad_checksum).sum()
+    }
+
     fn counted(&self) -> impl Iterator<Item = &Socket> {
         self.sockets.iter().chain(&self.closed).filter(|s| port(s) != Some(FENCE_PORT))
     }
@@ -94,6 +131,9 @@ impl Report {
         match expect {
             Expect::Lifted | Expect::Mixed if lifted == 0 => Err(format!("nothing was lifted: {self:?}")),
             Expect::Lifted if passed > 0 => Err(format!("{passed} datagrams came by the kernel: {self:?}")),
+            Expect::Streams if self.stream_bytes().0 == 0 => {
+                Err(format!("nothing of a stream was lifted: {self:?}"))
+            }
             Expect::Passed(reason) if !self.gives_reason(reason) => {
                 Err(format!("no socket has reason {reason}: {self:?}"))
             }

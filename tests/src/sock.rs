@@ -137,6 +137,55 @@ pub fn udp_for(address: SocketAddr) -> Result<OwnedFd> {
     udp(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_CLOEXEC)
 }
 
+/// socket(2) for TCP; `flags` as for [`udp`].
+pub fn tcp(family: i32, flags: i32) -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    own(unsafe { libc::socket(family, libc::SOCK_STREAM | flags, 0) })
+}
+
+/// A TCP socket of the address's family.
+pub fn tcp_for(address: SocketAddr) -> Result<OwnedFd> {
+    tcp(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_CLOEXEC)
+}
+
+/// A TCP socket that listens on `address`.
+pub fn listening(address: SocketAddr) -> OwnedFd {
+    let socket = tcp_for(address).unwrap();
+    set(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+    bind(&socket, address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+    listen(&socket, 4_096).unwrap();
+    socket
+}
+
+/// listen(2).
+pub fn listen(s: &impl AsRawFd, backlog: i32) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::listen(s.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// accept(2).
+pub fn accept(s: &impl AsRawFd) -> Result<(OwnedFd, SocketAddr)> {
+    accepted(|name, len| {
+        // SAFETY: pointers to the address and its length.
+        unsafe { libc::accept(s.as_raw_fd(), name, len) }
+    })
+}
+
+/// accept4(2).
+pub fn accept4(s: &impl AsRawFd, flags: i32) -> Result<(OwnedFd, SocketAddr)> {
+    accepted(|name, len| {
+        // SAFETY: pointers to the address and its length.
+        unsafe { libc::accept4(s.as_raw_fd(), name, len, flags) }
+    })
+}
+
+fn accepted(call: impl FnOnce(*mut libc::sockaddr, *mut u32) -> i32) -> Result<(OwnedFd, SocketAddr)> {
+    let mut raw = RawAddress::room();
+    let mut len = raw.len;
+    let fd = own(call(raw.pointer_mut(), &mut len))?;
+    Ok((fd, raw.address().expect("an internet address")))
+}
+
 /// A UDP socket bound to `address`.
 pub fn bound(address: SocketAddr) -> OwnedFd {
     let socket = udp_for(address).unwrap();
@@ -172,6 +221,15 @@ pub fn name(s: &impl AsRawFd) -> Result<SocketAddr> {
     let mut len = raw.len;
     // SAFETY: pointer and length describe `raw`.
     check(unsafe { libc::getsockname(s.as_raw_fd(), raw.pointer_mut(), &mut len) })?;
+    Ok(raw.address().expect("an internet address"))
+}
+
+/// getpeername(2).
+pub fn peer_name(s: &impl AsRawFd) -> Result<SocketAddr> {
+    let mut raw = RawAddress::room();
+    let mut len = raw.len;
+    // SAFETY: pointer and length describe `raw`.
+    check(unsafe { libc::getpeername(s.as_raw_fd(), raw.pointer_mut(), &mut len) })?;
     Ok(raw.address().expect("an internet address"))
 }
 

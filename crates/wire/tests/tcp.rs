@@ -133,6 +133,25 @@ fn a_small_window_is_kept() {
 }
 
 #[test]
+fn a_receiver_that_polls_by_epoll_gets_every_byte() {
+    let Some(testbed) = testbed() else { return };
+    for buffer in ["1000", "65536"] {
+        let sink = Sink::v4(&testbed, &["--verify", "--epoll-busy-poll", "50", "--buffer", buffer]);
+        let limit = TcpLimit::Bytes(50 << 20);
+        let sent = sink.fill(&testbed, |spec| spec.limit(limit)).finish(PATIENCE).unwrap();
+        assert_whole(&sink.report(), &sent, 1);
+    }
+}
+
+#[test]
+fn chunks_are_refused_at_once_where_nobody_hands_them_out() {
+    let sink = Command::new(env!("CARGO_BIN_EXE_hoist-tcp-sink")).args(["127.0.0.1:0", "--chunks"]).output();
+    let sink = sink.unwrap();
+    assert!(!sink.status.success() && sink.stdout.is_empty(), "{sink:?}");
+    assert!(String::from_utf8_lossy(&sink.stderr).contains("hoist_recv_chunk"), "{sink:?}");
+}
+
+#[test]
 fn a_receiver_that_stalls_goes_on_where_it_stopped() {
     let Some(testbed) = testbed() else { return };
     let sink = Sink::v4(&testbed, &["--verify"]);

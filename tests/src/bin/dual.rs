@@ -12,7 +12,8 @@ fn main() -> ExitCode {
         }
         None => {
             eprintln!("usage: dual CASE; cases:");
-            hoist_tests::cases::ALL.iter().for_each(|case| eprintln!("  {}", case.name));
+            let all = hoist_tests::cases::ALL.iter().chain(hoist_tests::cases::STREAMS);
+            all.for_each(|case| eprintln!("  {}", case.name));
             ExitCode::from(2)
         }
     }

@@ -4,6 +4,7 @@
 
 mod chunk;
 mod cmsg;
+mod conn;
 mod connected;
 mod epoll;
 mod errors;
@@ -20,6 +21,12 @@ mod recv;
 mod select;
 mod sharing;
 mod signals;
+mod tcp_end;
+mod tcp_flags;
+mod tcp_open;
+mod tcp_ready;
+mod tcp_recv;
+mod tcp_share;
 mod threads;
 mod udp_gro;
 
@@ -73,6 +80,8 @@ pub enum Expect {
     Mixed,
     /// Nothing need be lifted, for this reason.
     Passed(&'static str),
+    /// Some payload of streams was lifted. How much depends on when the program reads.
+    Streams,
     /// Whatever is lifted: with `--spin-us` the first datagram of a socket never is, and many a case has but one.
     Any,
 }
@@ -90,7 +99,7 @@ pub struct Case {
 
 /// The case of this name, helpers included.
 pub fn find(name: &str) -> Option<&'static Case> {
-    ALL.iter().chain(HELPERS).find(|case| case.name == name)
+    ALL.iter().chain(STREAMS).chain(HELPERS).find(|case| case.name == name)
 }
 
 /// Hands the list of cases to a macro: `module { case: expectation, … }`.
@@ -371,17 +380,187 @@ macro_rules! with_cases {
     };
 }
 
+/// The same for streams: what must hold under `--tcp lift`.
+#[macro_export]
+macro_rules! with_tcp_cases {
+    ($callback:ident) => {
+        $callback! {
+            tcp_recv {
+                recv_takes_what_is_there: Streams,
+                every_size_arrives: Streams,
+                small_writes_arrive: Streams,
+                large_reads_of_large_writes: Streams,
+                reads_of_one_byte: Streams,
+                recvfrom_tells_no_address: Streams,
+                recvmsg_scatters_over_buffers: Streams,
+                recvmsg_of_the_whole_way: Streams,
+                read_takes_what_is_there: Streams,
+                readv_scatters_over_buffers: Streams,
+                preadv2_with_no_offset_reads: Streams,
+                fortified_calls_read: Streams,
+                raw_syscalls_read_the_same: Streams,
+                recvmmsg_fills_message_after_message: Streams,
+                a_blocked_recv_wakes_up: Streams,
+                a_blocked_read_wakes_up: Streams,
+                a_read_of_nothing_takes_nothing: Streams,
+                a_bad_buffer_is_efault_and_loses_nothing: Streams,
+                the_error_queue_is_empty: Streams,
+                ipv6_arrives: Streams,
+                mapped_addresses_arrive: Streams,
+                both_ways_at_once: Streams,
+            }
+            tcp_flags {
+                peek_leaves_everything: Streams,
+                peek_sees_over_segments: Streams,
+                peek_grows_with_what_arrives: Streams,
+                a_blocked_peek_wakes_up: Streams,
+                peek_with_waitall_waits_for_all: Streams,
+                peek_with_trunc_measures: Streams,
+                peek_by_recvmsg_scatters: Streams,
+                a_peek_offset_moves_on: Streams,
+                peek_at_the_end_is_zero: Streams,
+                waitall_fills_the_buffer: Streams,
+                waitall_of_more_than_the_window: Streams,
+                waitall_by_recvmsg: Streams,
+                waitall_ends_with_the_stream: Streams,
+                waitall_ends_with_the_timeout: Streams,
+                waitall_ends_with_a_signal: Streams,
+                waitall_with_dontwait_takes_what_is_there: Streams,
+                waitall_of_exactly_what_is_there: Streams,
+                trunc_discards: Streams,
+                trunc_waits_and_takes_what_comes: Streams,
+                dontwait_says_eagain: Streams,
+                nonblocking_by_fcntl_and_back: Streams,
+                nonblocking_by_ioctl_and_back: Streams,
+                rcvtimeo_ends_a_recv: Streams,
+                rcvlowat_holds_a_recv: Streams,
+                rcvlowat_holds_poll: Streams,
+                fionread_tells_everything_queued: Streams,
+                fionread_at_the_end: Streams,
+                tcp_info_counts_bytes: Streams,
+                tcp_inq_tells_what_is_left: Streams,
+                zerocopy_receive_never_shows_wrong_bytes: Streams,
+                recv_is_interrupted: Streams,
+                recv_goes_on_with_sa_restart: Streams,
+                a_storm_of_signals_loses_nothing: Streams,
+                a_smaller_receive_buffer_holds_less: Streams,
+                an_unread_connection_closes_its_window: Streams,
+            }
+            tcp_end {
+                the_end_comes_after_everything: Streams,
+                the_end_wakes_a_reader: Streams,
+                the_end_in_the_last_segment: Streams,
+                an_ended_peer_is_still_written_to: Streams,
+                shutdown_of_writing_leaves_reading: Streams,
+                shutdown_of_reading_lets_queued_data_out: Streams,
+                shutdown_wakes_a_reader: Streams,
+                shutdown_of_both: Streams,
+                close_with_everything_read_is_a_fin: Streams,
+                close_behind_the_last_read_is_a_fin: Streams,
+                close_with_data_unread_is_a_rst: Streams,
+                close_after_a_peek_is_a_rst: Streams,
+                data_after_close_is_a_rst: Streams,
+                linger_zero_is_a_rst: Streams,
+                linger_waits_for_what_was_sent: Streams,
+                a_reset_comes_after_what_was_sent: Streams,
+                a_reset_wakes_a_reader: Streams,
+                a_reset_ends_a_waitall: Streams,
+                a_reset_shows_in_poll: Streams,
+                a_write_after_a_reset_is_epipe: Streams,
+                both_end_at_once: Streams,
+                a_process_that_ends_leaves_a_fin: Streams,
+                a_process_that_ends_with_data_unread_leaves_a_rst: Streams,
+                a_killed_process_leaves_a_fin: Streams,
+                a_killed_parent_leaves_the_childs_copy_open: Streams,
+                urgent_data_is_read_out_of_band: Streams,
+                urgent_data_stops_a_read: Streams,
+                urgent_data_in_line: Streams,
+                urgent_data_again_and_again: Streams,
+                keepalive_keeps_an_idle_connection: Streams,
+                a_socket_connects_again: Streams,
+                a_descriptor_number_is_used_again: Streams,
+                dup2_over_a_connection_replaces_it: Streams,
+                close_in_another_thread_leaves_a_reader_its_data: Streams,
+            }
+            tcp_ready {
+                poll_reports_until_drained: Streams,
+                nothing_is_ready_that_is_not: Streams,
+                poll_wakes_up: Streams,
+                ppoll_wakes_up: Streams,
+                poll_finds_the_one_of_many: Streams,
+                select_reports_until_drained: Streams,
+                level_reports_until_drained: Streams,
+                edge_reports_each_arrival: Streams,
+                edge_triggered_readers_miss_nothing: Streams,
+                edge_triggered_readers_are_woken_each_time: Streams,
+                edge_reports_what_was_there_before: Streams,
+                oneshot_waits_for_rearming: Streams,
+                rdhup_tells_the_end: Streams,
+                one_thread_waits_another_reads: Streams,
+                an_epoll_of_many_connections: Streams,
+                two_epolls_see_one_connection: Streams,
+                a_blocked_reader_and_a_poller: Streams,
+            }
+            tcp_open {
+                accept_tells_the_peer: Streams,
+                accept4_sets_flags: Streams,
+                data_before_accept: Streams,
+                data_around_the_first_read: Streams,
+                connect_opens: Streams,
+                connect6_opens: Streams,
+                connect_to_a_mapped_address_opens: Streams,
+                connect_without_waiting: Streams,
+                a_read_before_connect_is_enotconn: Streams,
+                a_refused_connect: Streams,
+                accept_deferred_until_data: Streams,
+                many_connections_in_turn: Streams,
+                two_listeners_share_a_port: Streams,
+                options_leave_the_stream_alone: Streams,
+            }
+            tcp_share {
+                a_dup_reads_on: Streams,
+                two_descriptors_read_in_turn: Streams,
+                a_closed_dup_ends_nothing: Streams,
+                threads_read_a_connection_each: Streams,
+                two_threads_read_one_connection: Streams,
+                a_forked_child_reads_the_rest: Streams,
+                a_parent_reads_the_rest: Streams,
+                parent_and_child_take_turns: Streams,
+                a_server_that_forks_for_each: Streams,
+                spawning_leaves_the_stream_alone: Streams,
+                a_child_that_execs_reads: Streams,
+                exec_of_self_reads: Streams,
+                a_connection_is_passed_before_it_is_read: Streams,
+                a_connection_is_passed_after_it_was_read: Streams,
+                splice_takes_the_stream: Streams,
+                sendfile_to_a_pipe_takes_the_stream: Streams,
+                sendfile_to_a_file_is_einval: Streams,
+                sendfile_to_it_leaves_reading_alone: Streams,
+                a_tls_socket_reads_on: Streams,
+                repair_shows_the_queue: Streams,
+                stdio_reads_on: Streams,
+                lines_are_read_by_stdio: Streams,
+                a_cancelled_reader_takes_nothing: Streams,
+            }
+        }
+    };
+}
+
 macro_rules! table {
     ($($module:ident { $($case:ident: $expect:ident $(($reason:literal))?,)* })*) => {
-        /// Every case.
-        pub const ALL: &[Case] = &[$($(Case {
+        &[$($(Case {
             name: concat!(stringify!($module), "::", stringify!($case)),
             expect: Expect::$expect $(($reason))?,
             run: $module::$case,
-        },)*)*];
+        },)*)*]
     };
 }
-with_cases!(table);
+
+/// Every case of datagrams.
+pub const ALL: &[Case] = with_cases!(table);
+
+/// Every case of streams.
+pub const STREAMS: &[Case] = with_tcp_cases!(table);
 
 /// What cases start in other processes, and what tests/faults.rs runs.
 const HELPERS: &[Case] = &[
@@ -389,6 +568,9 @@ const HELPERS: &[Case] = &[
     Case { name: "child::read_passed", expect: Expect::Mixed, run: process::read_passed },
     Case { name: "fault::ten_thousand_sockets", expect: Expect::Lifted, run: fault::ten_thousand_sockets },
     Case { name: "fault::a_hoarder_of_frames", expect: Expect::Mixed, run: fault::a_hoarder_of_frames },
+    Case { name: "child::tcp_ends", expect: Expect::Any, run: tcp_end::child },
+    Case { name: "child::tcp_read", expect: Expect::Any, run: tcp_share::read_inherited },
+    Case { name: "child::tcp_read_passed", expect: Expect::Any, run: tcp_share::read_passed },
     Case { name: "merge::what_waits_is_one", expect: Expect::Lifted, run: udp_gro::what_waits_is_one },
     Case { name: "merge::only_what_fits", expect: Expect::Lifted, run: udp_gro::only_what_fits },
     Case {

@@ -46,13 +46,13 @@ fn used(ctx: &mut Ctx) -> (OwnedFd, SocketAddr) {
     (s, at)
 }
 
-fn keep_over_exec(s: &OwnedFd) -> RawFd {
+pub(super) fn keep_over_exec(s: &impl AsRawFd) -> RawFd {
     sock::fcntl(s, libc::F_SETFD, 0).unwrap();
     s.as_raw_fd()
 }
 
 /// This program running another case.
-fn dual(case: &str, argument: &str) -> Command {
+pub(super) fn dual(case: &str, argument: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([case, argument]);
     command
@@ -247,7 +247,7 @@ fn rights_message(iov: &mut libc::iovec, rights: &mut Rights) -> libc::msghdr {
     header
 }
 
-fn send_descriptor(stream: &impl AsRawFd, s: &impl AsRawFd) {
+pub(super) fn send_descriptor(stream: &impl AsRawFd, s: &impl AsRawFd) {
     let mut byte = 0u8;
     let mut iov = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights = Rights([0; 24]);
@@ -264,7 +264,7 @@ fn send_descriptor(stream: &impl AsRawFd, s: &impl AsRawFd) {
     .unwrap();
 }
 
-fn receive_descriptor(stream: &impl AsRawFd) -> OwnedFd {
+pub(super) fn receive_descriptor(stream: &impl AsRawFd) -> OwnedFd {
     let mut byte = 0u8;
     let mut iov = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights = Rights([0; 24]);

@@ -101,13 +101,19 @@ impl Thread {
         is_asleep(self.tid).unwrap()
     }
 
-    fn signal(self, signal: i32) {
+    /// Its number.
+    pub(super) fn tid(self) -> i32 {
+        self.tid
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(self, signal: i32) {
         // SAFETY: no pointers.
         check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.tid, signal) }).unwrap();
     }
 
     /// Sends SIGUSR1 and waits until it was handled.
-    fn interrupt(self) {
+    pub(super) fn interrupt(self) {
         let before = signals_seen();
         self.signal(libc::SIGUSR1);
         while signals_seen() == before {
@@ -117,7 +123,7 @@ impl Thread {
 }
 
 /// Makes `call` while another thread interrupts this one whenever it sleeps.
-fn interrupted<T>(call: impl FnOnce() -> T) -> T {
+pub(super) fn interrupted<T>(call: impl FnOnce() -> T) -> T {
     let (this, over) = (Thread::this(), AtomicBool::new(false));
     scope(|scope| {
         scope.spawn(|| {

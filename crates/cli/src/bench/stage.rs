@@ -199,6 +199,15 @@ impl Stage {
         Ok(())
     }
 
+    /// How much of the last trial's TCP was lifted, in per cent; readers must know when it should have been all.
+    pub(crate) fn lifted_stream(&mut self, name: &str, is_told_to_lift: bool) -> Result<f64> {
+        let percent = self.status.read()?.stream_percent;
+        if is_told_to_lift && percent < 99.0 {
+            self.note(format!("less than 99 % of a trial of {name} was lifted"));
+        }
+        Ok(percent)
+    }
+
     /// The highest rate that the kernel takes without loss, looked for once in a run.
     pub(crate) fn breaking_pps(&mut self) -> Result<f64> {
         match self.breaking_pps {

@@ -15,11 +15,13 @@ pub(crate) struct StatusFile {
     _memory: OwnedFd,
 }
 
-/// What became of a trial's datagrams.
+/// What became of a trial's datagrams or stream.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Lifted {
-    /// Of all that the programs read.
+    /// Of all datagrams that the programs read.
     pub(crate) percent: f64,
+    /// Of all bytes of TCP that they read; 0 when none is known of.
+    pub(crate) stream_percent: f64,
     /// 0 is right.
     pub(crate) leaked_frames: i64,
     /// `native, copy` for instance.
@@ -55,10 +57,24 @@ impl Lifted {
         status.closed.iter().for_each(|closed| traffic.add(&closed.traffic));
         let unlisted: u64 = status.processes.iter().map(|process| process.unregistered_packets).sum();
         let all = traffic.lifted_packets + traffic.passed_packets + unlisted;
+        let mut stream =
+            (status.closed_connections.traffic.lifted_bytes, status.closed_connections.traffic.passed_bytes);
+        for connection in &status.connections {
+            stream.0 += connection.traffic.lifted_bytes;
+            stream.1 += connection.traffic.passed_bytes;
+        }
         let mode = status.devices.first().map(|device| format!("{}, {}", device.xdp, device.mode));
-        let percent = if all > 0 { 100.0 * traffic.lifted_packets as f64 / all as f64 } else { 100.0 };
-        Self { percent, leaked_frames: status.leaked_frames, mode }
+        Self {
+            percent: percent(traffic.lifted_packets, all).unwrap_or(100.0),
+            stream_percent: percent(stream.0, stream.0 + stream.1).unwrap_or(0.0),
+            leaked_frames: status.leaked_frames,
+            mode,
+        }
     }
+}
+
+fn percent(part: u64, all: u64) -> Option<f64> {
+    (all > 0).then(|| 100.0 * part as f64 / all as f64)
 }
 
 #[cfg(test)]
@@ -74,12 +90,22 @@ mod tests {
             status.closed[0].traffic = Traffic { lifted_packets, passed_packets: 1, ..Traffic::default() };
             fs::write(&file.path, serde_json::to_string(&status).unwrap()).unwrap();
             let percent = 100.0 * lifted_packets as f64 / (lifted_packets + 1) as f64;
-            assert_eq!(file.read().unwrap(), Lifted { percent, leaked_frames: 0, mode: None });
+            let expected = Lifted { percent, stream_percent: 0.0, leaked_frames: 0, mode: None };
+            assert_eq!(file.read().unwrap(), expected);
         }
     }
 
     #[test]
-    fn nothing_received_is_nothing_passed() {
-        assert_eq!(Lifted::of(&Status::default()).percent, 100.0);
+    fn a_stream_counts_open_and_closed_connections() {
+        let mut status = Status::default();
+        status.connections.push(Default::default());
+        (status.connections[0].traffic.lifted_bytes, status.closed_connections.traffic.passed_bytes) = (1, 3);
+        assert_eq!(Lifted::of(&status).stream_percent, 25.0);
+    }
+
+    #[test]
+    fn nothing_received_is_nothing_passed_but_no_stream_that_was_lifted() {
+        let lifted = Lifted::of(&Status::default());
+        assert_eq!((lifted.percent, lifted.stream_percent), (100.0, 0.0));
     }
 }

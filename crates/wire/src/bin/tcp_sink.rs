@@ -450,7 +450,7 @@ mod sys {
         // SAFETY: a C string.
         let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
         if symbol.is_null() {
-            let why = format!("{} is not in this process: run it under hoist run", name.to_string_lossy());
+            let why = format!("no {} in this process, as there is under hoist run", name.to_string_lossy());
             return Err(io::Error::new(io::ErrorKind::NotFound, why));
         }
         Ok(symbol)

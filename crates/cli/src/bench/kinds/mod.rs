@@ -162,6 +162,8 @@ const CPU: Metric = Metric::less("CPU time", "ns/packet");
 const CPU_NAPI: Metric = Metric::part("CPU time of NAPI", "ns/packet");
 const CPU_PROGRAM: Metric = Metric::part("CPU time of the program", "ns/packet");
 const CPU_BROKER: Metric = Metric::part("CPU time of hoist run", "ns/packet");
+/// Of the TCP bytes that the program read.
+const LIFTED: Metric = Metric::part("lifted", "%");
 const REORDERED: Metric = Metric::less("reordered", "packets");
 
 /// What every UDP trial gives.

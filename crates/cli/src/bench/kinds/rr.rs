@@ -4,7 +4,7 @@
 //! the server's sends cost, and what varies between sides is the server's.
 
 use super::{
-    Bench,
+    Bench, LIFTED,
     serving::{Cost, Serving},
 };
 use crate::bench::{
@@ -101,6 +101,10 @@ impl Rr {
             stage.retaken(server.side, |testbed, plan| attempt(testbed, plan, server, self.transport))?;
         for (metric, sample) in found.samples() {
             stage.record(server.name, Some(&point), metric, sample);
+        }
+        if self.transport == Transport::Tcp && server.side == Side::Hoist {
+            let lifted = stage.lifted_stream(server.name, server.name == LIFTING)?;
+            stage.record(server.name, Some(&point), LIFTED, lifted);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `tcp-bulk`: one kernel connection that the TCP wire fills as fast as it is read, or at a rate that every side keeps up with.
 
-use super::{Bench, REORDERED, SPIN_US, rr::LIFTING};
+use super::{Bench, LIFTED, REORDERED, SPIN_US, rr::LIFTING};
 use crate::bench::{
     document::{Metric, Point},
     others::{Taken, Watched},
@@ -157,6 +157,10 @@ impl Bench for TcpBulk {
                 let bulk = stage
                     .retaken(receiver.side(), |testbed, plan| attempt(testbed, plan, *receiver, load))?;
                 bulk.record(stage, *receiver, &load.point());
+                if receiver.side() == Side::Hoist {
+                    let lifted = stage.lifted_stream(receiver.name(), receiver.lifts())?;
+                    stage.record(receiver.name(), Some(&load.point()), LIFTED, lifted);
+                }
                 found.push((*receiver, bulk.ns_per_byte()));
             }
             for (receiver, metric, ratio) in ratios(&found) {
