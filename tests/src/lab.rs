@@ -144,6 +144,7 @@ impl Lab {
                 tos: None,
                 gap_us: 0,
                 asleep: None,
+                segment: None,
             }));
             for i in first..count.min(first + BATCH) {
                 match peer.order(&Order::Receive { at: from, count: 1 }) {

@@ -6,6 +6,7 @@
 //! * [`lab`]: a testbed with a peer in it, and programs run there, natively or hoisted, within a time limit.
 //! * [`report`]: what `hoist run` counted, held against what a case expects to be lifted.
 //! * [`sock`]: libc's socket calls with Rust types; each function is one call.
+//! * [`tally`]: what was received of a stream, to be compared.
 #![allow(unsafe_code)] // the calls under test are libc's own, made the way a C program makes them
 #![allow(clippy::unwrap_used)] // a case fails by panicking
 
@@ -16,3 +17,4 @@ pub mod lab;
 pub mod peer;
 pub mod report;
 pub mod sock;
+pub mod tally;

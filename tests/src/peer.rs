@@ -69,6 +69,8 @@ pub struct Shot {
     pub gap_us: u64,
     /// Wait until this thread sleeps in a system call, so that what it does is blocked when the datagram comes.
     pub asleep: Option<i32>,
+    /// `UDP_SEGMENT`: each payload leaves as datagrams of so many bytes.
+    pub segment: Option<u16>,
 }
 
 /// A list of payloads.
@@ -245,7 +247,8 @@ fn set_header_fields(shot: &Shot, socket: &UdpSocket) -> Result<()> {
         (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, libc::IPV6_TCLASS)
     };
     sock::set(socket, level, ttl, shot.ttl.unwrap_or(-1))?; // -1: the default
-    sock::set(socket, level, tos, shot.tos.unwrap_or(0))
+    sock::set(socket, level, tos, shot.tos.unwrap_or(0))?;
+    sock::set(socket, libc::IPPROTO_UDP, libc::UDP_SEGMENT, i32::from(shot.segment.unwrap_or(0)))
 }
 
 fn send_one(shot: &Shot, socket: &UdpSocket, payload: &[u8]) -> Result<()> {

@@ -355,6 +355,8 @@ pub struct Datagram {
     pub flags: i32,
     /// `msg_name`.
     pub from: Option<SocketAddr>,
+    /// Control messages in order.
+    pub control: Vec<Control>,
 }
 
 /// recvmmsg(2) with `vlen` buffers of `size` bytes.
@@ -367,27 +369,32 @@ pub fn recv_mmsg(
 ) -> Result<Vec<Datagram>> {
     let mut buffers = vec![vec![0u8; size]; vlen];
     let mut names = vec![RawAddress::room(); vlen];
+    let mut rooms: Vec<_> = (0..vlen).map(|_| ControlRoom([0; 512])).collect();
     let mut iov: Vec<_> = buffers
         .iter_mut()
         .map(|b| libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() })
         .collect();
     // SAFETY: mmsghdr is plain old data for which all-zero is valid.
     let mut headers: Vec<libc::mmsghdr> = (0..vlen).map(|_| unsafe { zeroed() }).collect();
-    for ((header, iov), name) in headers.iter_mut().zip(&mut iov).zip(&mut names) {
+    for (((header, iov), name), room) in headers.iter_mut().zip(&mut iov).zip(&mut names).zip(&mut rooms) {
         header.msg_hdr.msg_iov = iov;
         header.msg_hdr.msg_iovlen = 1;
         header.msg_hdr.msg_name = name.pointer_mut().cast();
         header.msg_hdr.msg_namelen = name.len;
+        header.msg_hdr.msg_control = room.0.as_mut_ptr().cast();
+        header.msg_hdr.msg_controllen = room.0.len() as _;
     }
     let mut time = timeout.map(timespec);
     let time = time.as_mut().map_or(null_mut(), |t| t as *mut _);
-    // SAFETY: every header points into `iov` and `names`, which live across the call.
+    // SAFETY: every header points into `iov`, `names` and `rooms`, which live across the call.
     let got =
         check(unsafe { libc::recvmmsg(s.as_raw_fd(), headers.as_mut_ptr(), vlen as u32, flags as _, time) })?;
     let datagram = |((header, mut bytes), name): ((&libc::mmsghdr, Vec<u8>), &RawAddress)| {
         let len = header.msg_len as usize;
         bytes.truncate(len);
-        Datagram { bytes, len, flags: header.msg_hdr.msg_flags, from: name.address() }
+        // SAFETY: the kernel or the shim filled in msg_controllen bytes of control messages.
+        let control = unsafe { controls(&header.msg_hdr) };
+        Datagram { bytes, len, flags: header.msg_hdr.msg_flags, from: name.address(), control }
     };
     Ok(headers.iter().zip(buffers).zip(&names).take(got as usize).map(datagram).collect())
 }

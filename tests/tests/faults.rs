@@ -165,7 +165,7 @@ fn ask_by_loopback() -> Result<()> {
 fn flood(lab: &Lab, to: SocketAddr, count: u32) {
     let from = (lab.testbed.wire().v4(), 30_000).into();
     let payloads = Payloads::Numbered { first: 0, count, len: 100 };
-    let shot = Shot { from, to, payloads, ttl: None, tos: None, gap_us: 0, asleep: None };
+    let shot = Shot { from, to, payloads, ttl: None, tos: None, gap_us: 0, asleep: None, segment: None };
     Peer::at(&lab.path("peer")).order(&Order::Send(shot));
 }
 

@@ -116,6 +116,32 @@ fn unfilled_checksums_hoisted() {
     run(Mode::Hoisted, &CHECKSUMS, Lifted, offloaded);
 }
 
+/// A sender's segments cross this device whole.
+fn segmenting() -> Result<Lab> {
+    let testbed = Testbed::builder().queues(2).up()?;
+    for offload in [Offload::TxChecksum, Offload::Gso] {
+        testbed.wire().set_offload(offload, true)?;
+    }
+    Lab::on(testbed)
+}
+
+const SEGMENTS: [&str; 1] = ["merge::segments_stay_together"];
+
+#[test]
+fn segments_native() {
+    run(Mode::Native, &SEGMENTS, Lifted, segmenting);
+}
+
+#[test]
+fn segments_hoisted() {
+    run(Mode::Hoisted, &SEGMENTS, Lifted, segmenting);
+}
+
+#[test]
+fn datagrams_that_wait_are_read_as_one() {
+    run(Mode::Hoisted, &["merge::what_waits_is_one", "merge::only_what_fits"], Lifted, Lab::up);
+}
+
 #[test]
 fn one_queue() {
     let up = || Lab::on(Testbed::builder().queues(1).up()?);

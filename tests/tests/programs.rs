@@ -28,6 +28,7 @@ programs! {
     iperf3_client,
     a_dns_server_answers_everything,
     fortify_aliases,
+    line_count,
 }
 
 fn run(mode: Mode, program: fn(&Lab, Mode) -> Result<()>) {
@@ -96,7 +97,7 @@ fn lifted(program: &Running, mode: Mode, least: u64, per_cent: u64) -> Result<()
 
 fn shot(lab: &Lab, payloads: Payloads) -> Shot {
     let from = (lab.testbed.wire().v4(), 30_000).into();
-    Shot { from, to: lab.host4(PORT), payloads, ttl: None, tos: None, gap_us: 0, asleep: None }
+    Shot { from, to: lab.host4(PORT), payloads, ttl: None, tos: None, gap_us: 0, asleep: None, segment: None }
 }
 
 fn socat_receives(lab: &Lab, mode: Mode) -> Result<()> {
@@ -235,4 +236,22 @@ fn fortify_aliases(lab: &Lab, mode: Mode) -> Result<()> {
     let mut running = lab.program(mode, &argv)?.start()?;
     running.succeed(LIMIT)?;
     lifted(&running, mode, 5, 100)
+}
+
+/// The example of the native API: lines and bytes of each connection, whichever way they come.
+fn line_count(lab: &Lab, mode: Mode) -> Result<()> {
+    let argv = [text(bin("examples/line_count")?), lab.host4(PORT).to_string()];
+    let mut server = lab.program(mode, &argv)?.start()?;
+    server.until_listening(PORT)?;
+    let long = (0..200_000).map(|i| format!("line {i}\n")).collect::<String>();
+    for (name, content, lines) in [("long", &*long, 200_000), ("unfinished", "one\ntwo", 2), ("empty", "", 0)]
+    {
+        fs::write(lab.path(name), content)?;
+        let to = format!("TCP:{}", lab.host4(PORT));
+        let mut client = lab.wire_program(&["socat", "-u", &text(lab.path(name)), &to])?.start()?;
+        client.succeed(LIMIT)?;
+        server.until_output(&format!(": {lines} lines, {} bytes in ", content.len()), LIMIT)?;
+    }
+    server.stop(libc::SIGTERM)?;
+    Ok(())
 }

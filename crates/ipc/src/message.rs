@@ -82,6 +82,9 @@ pub enum Request {
     Stream {
         /// `SO_COOKIE` of the socket.
         cookie: u64,
+        /// Lifting pays even if the kernel copies packets into the UMEM; else only where the device writes to it itself, and
+        /// the answer may be [`Reason::NotWorth`](crate::Reason::NotWorth), with nothing attached.
+        copied: bool,
     },
 }
 
@@ -282,7 +285,7 @@ impl Request {
             }
             Self::Admit { cookie, from, to } => Encoded::new(6).u64(cookie).address(from).address(to),
             Self::Settle => Encoded::new(7),
-            Self::Stream { cookie } => Encoded::new(8).u64(cookie),
+            Self::Stream { cookie, copied } => Encoded::new(8).u64(cookie).u32(copied.into()),
         }
     }
 
@@ -300,7 +303,7 @@ impl Request {
             5 => Self::Group { cookie: c.u64()?, join: c.flag()?, group: c.ip()?, ifindex: c.u32()? },
             6 => Self::Admit { cookie: c.u64()?, from: c.address()?, to: c.address()? },
             7 => Self::Settle,
-            8 => Self::Stream { cookie: c.u64()? },
+            8 => Self::Stream { cookie: c.u64()?, copied: c.flag()? },
             value => return Err(DecodeError::Unknown { what: "request", value }),
         };
         c.end(request)
@@ -397,7 +400,7 @@ mod tests {
             (any::<u64>(), any::<bool>(), ip(), any::<u32>())
                 .prop_map(|(cookie, join, group, ifindex)| Request::Group { cookie, join, group, ifindex }),
             Just(Request::Settle),
-            any::<u64>().prop_map(|cookie| Request::Stream { cookie }),
+            any::<(u64, bool)>().prop_map(|(cookie, copied)| Request::Stream { cookie, copied }),
             (any::<u64>(), address(), address()).prop_map(|(cookie, from, to)| Request::Admit {
                 cookie,
                 from,

@@ -90,6 +90,8 @@ reasons! {
     NoConnections = 30, "no-sock-ops", "hoist cannot follow connections here (cgroup v2 or bpffs is missing); see its messages";
     /// Another call takes the connection's data.
     Spliced = 31, "spliced", "data of this connection is taken by a call that only the kernel can serve (splice, kTLS, TCP_REPAIR)";
+    /// Segments longer than a frame.
+    Jumbo = 32, "jumbo", "its segments are longer than a frame of the UMEM: lower the MTU of the device to 1,750";
     /// The broker could not examine the socket or refused the request.
     Refused = 20, "refused", "hoist refused the socket: it is not a UDP socket it can examine";
 }

@@ -86,6 +86,17 @@ pub const fn for_udp(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
+/// What a checksum field may hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChecksumTrust {
+    /// A checksum that holds, or UDP's zero on IPv4.
+    Verify,
+    /// Also the folded pseudo-header sum, not inverted: `CHECKSUM_PARTIAL`, which a sender on the same host leaves to
+    /// the device and veth hands on as it is. The payload of such a packet never met a wire and is not verified.
+    /// Only for devices that do so: on a real wire a corrupted packet could pass for one.
+    PartialAllowed,
+}
+
 const BLOCK: usize = 64;
 const LANES: usize = BLOCK / 8;
 const LOW: u64 = 0xffff_ffff;

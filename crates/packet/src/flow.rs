@@ -1,6 +1,6 @@
 //! What makes two packets one flow, and its hash.
 
-use crate::{Ip, SocketAddrRaw, udp::Datagram};
+use crate::{Ip, SocketAddrRaw, tcp::Segment, udp::Datagram};
 
 /// Family, addresses and ports of one direction; the protocol is UDP or TCP by context.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -49,6 +49,13 @@ impl From<&Datagram> for FlowKey {
     #[inline]
     fn from(datagram: &Datagram) -> Self {
         Self { source: datagram.source, destination: datagram.destination }
+    }
+}
+
+impl From<&Segment> for FlowKey {
+    #[inline]
+    fn from(segment: &Segment) -> Self {
+        Self { source: segment.source, destination: segment.destination }
     }
 }
 

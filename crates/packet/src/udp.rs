@@ -3,10 +3,13 @@
 //! [`parse`] is what stands between a ring and a program: a frame that passes it is one that Linux would have given to
 //! the socket too, as far as the packet alone can tell.
 
+pub use crate::checksum::ChecksumTrust;
+
 use crate::{
-    Ip, PROTOCOL_UDP, Refused, SocketAddrRaw, be16,
+    PROTOCOL_UDP, Refused, SocketAddrRaw, be16,
     checksum::{self, Sum},
     ethernet, ipv4, ipv6,
+    network::{Envelope, Network, store},
 };
 use core::ops::Range;
 
@@ -55,17 +58,6 @@ impl Datagram {
     pub fn payload_len(&self) -> u32 {
         self.payload.end.saturating_sub(self.payload.start)
     }
-}
-
-/// What a checksum field may hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ChecksumTrust {
-    /// A checksum that holds, or zero on IPv4.
-    Verify,
-    /// Also the folded pseudo-header sum, not inverted: `CHECKSUM_PARTIAL`, which a sender on the same host leaves to
-    /// the device and veth hands on as it is. The payload of such a packet never met a wire and is not verified.
-    /// Only for devices that do so: on a real wire a corrupted packet could pass for one.
-    PartialAllowed,
 }
 
 /// Reads a frame: Ethernet with at most one VLAN tag, IPv4 without options or IPv6 without extension headers, UDP.
@@ -138,7 +130,7 @@ impl Template<'_> {
     pub fn write(&self, out: &mut [u8]) -> Option<usize> {
         let len = HEADER_LEN.checked_add(self.payload.len())?;
         let room = out.len();
-        let (segment, pseudo) = self.write_network(len, out)?;
+        let (segment, pseudo) = self.envelope().write(len, out)?;
         let segment_at = room - segment.len();
         let segment = segment.get_mut(..len)?;
         let (header, payload) = segment.split_first_chunk_mut::<HEADER_LEN>()?;
@@ -152,34 +144,15 @@ impl Template<'_> {
         Some(segment_at + len)
     }
 
-    /// Ethernet and IP headers; gives back the rest and the pseudo-header of a segment of `len` bytes.
-    fn write_network<'b>(&self, len: usize, out: &'b mut [u8]) -> Option<(&'b mut [u8], Sum)> {
-        let udp_len = u16::try_from(len).ok()?;
-        match (self.source.ip, self.destination.ip) {
-            (Ip::V4(source), Ip::V4(destination)) => {
-                let ip = ipv4::Header {
-                    tos: self.tos,
-                    ttl: self.ttl,
-                    protocol: PROTOCOL_UDP,
-                    source,
-                    destination,
-                };
-                let rest = ip.write(len, self.link.write(ethernet::TYPE_IPV4, out)?)?;
-                Some((rest, checksum::pseudo_header_v4(source, destination, PROTOCOL_UDP, udp_len)))
-            }
-            (Ip::V6(source), Ip::V6(destination)) => {
-                let ip = ipv6::Header {
-                    traffic_class: self.tos,
-                    flow_label: self.flow_label,
-                    hop_limit: self.ttl,
-                    next_header: PROTOCOL_UDP,
-                    source,
-                    destination,
-                };
-                let rest = ip.write(len, self.link.write(ethernet::TYPE_IPV6, out)?)?;
-                Some((rest, checksum::pseudo_header_v6(&source, &destination, PROTOCOL_UDP, udp_len.into())))
-            }
-            _ => None,
+    fn envelope(&self) -> Envelope {
+        Envelope {
+            link: self.link,
+            source: self.source.ip,
+            destination: self.destination.ip,
+            ttl: self.ttl,
+            tos: self.tos,
+            flow_label: self.flow_label,
+            protocol: PROTOCOL_UDP,
         }
     }
 }
@@ -233,122 +206,28 @@ impl<'a> View<'a> {
     }
 }
 
-/// What UDP asks of the header before it. A trait, not an enum: each family's way through [`parse`] is then
-/// straight code.
-trait Network<'a>: Sized {
-    const HEADER_LEN: usize;
+/// What the families make of a UDP header.
+trait Family<'a>: Network<'a> {
     /// Zero in the UDP checksum field means that there is none.
     const ZERO_IS_NONE: bool;
-    /// The header and the body of a UDP packet that is whole and may come from a device.
-    fn accept(packet: &'a [u8]) -> Result<(Self, &'a [u8]), Refused>;
     fn segment(body: &'a [u8]) -> Result<(View<'a>, &'a [u8]), Refused>;
-    fn header_holds(&self) -> bool;
-    fn pseudo_header(&self, len: u16) -> Sum;
-    fn addresses(&self) -> (Ip, Ip);
-    fn ttl(&self) -> u8;
-    fn tos(&self) -> u8;
-    fn flow_label(&self) -> u32;
 }
 
-impl<'a> Network<'a> for ipv4::View<'a> {
-    const HEADER_LEN: usize = ipv4::HEADER_LEN;
+impl<'a> Family<'a> for ipv4::View<'a> {
     const ZERO_IS_NONE: bool = true;
-
-    #[inline(always)]
-    fn accept(packet: &'a [u8]) -> Result<(Self, &'a [u8]), Refused> {
-        let (ip, body) = Self::split(packet)?;
-        match ip {
-            _ if ip.protocol() != PROTOCOL_UDP => Err(Refused::NotUdp),
-            _ if ip.is_fragment() => Err(Refused::Fragment),
-            _ if ip.is_martian() => Err(Refused::Martian),
-            _ => Ok((ip, body)),
-        }
-    }
 
     #[inline(always)]
     fn segment(body: &'a [u8]) -> Result<(View<'a>, &'a [u8]), Refused> {
         View::split_v4(body)
     }
-
-    #[inline(always)]
-    fn header_holds(&self) -> bool {
-        self.checksum_holds()
-    }
-
-    #[inline(always)]
-    fn pseudo_header(&self, len: u16) -> Sum {
-        checksum::pseudo_header_v4(self.source(), self.destination(), PROTOCOL_UDP, len)
-    }
-
-    #[inline(always)]
-    fn addresses(&self) -> (Ip, Ip) {
-        (Ip::V4(self.source()), Ip::V4(self.destination()))
-    }
-
-    #[inline(always)]
-    fn ttl(&self) -> u8 {
-        self.ttl()
-    }
-
-    #[inline(always)]
-    fn tos(&self) -> u8 {
-        self.tos()
-    }
-
-    #[inline(always)]
-    fn flow_label(&self) -> u32 {
-        0
-    }
 }
 
-impl<'a> Network<'a> for ipv6::View<'a> {
-    const HEADER_LEN: usize = ipv6::HEADER_LEN;
+impl<'a> Family<'a> for ipv6::View<'a> {
     const ZERO_IS_NONE: bool = false;
-
-    #[inline(always)]
-    fn accept(packet: &'a [u8]) -> Result<(Self, &'a [u8]), Refused> {
-        let (ip, body) = Self::split(packet)?;
-        match ip.next_header() {
-            PROTOCOL_UDP if ip.is_martian() => Err(Refused::Martian),
-            PROTOCOL_UDP => Ok((ip, body)),
-            _ if ip.has_extension() => Err(Refused::Extension),
-            _ => Err(Refused::NotUdp),
-        }
-    }
 
     #[inline(always)]
     fn segment(body: &'a [u8]) -> Result<(View<'a>, &'a [u8]), Refused> {
         View::split_v6(body)
-    }
-
-    #[inline(always)]
-    fn header_holds(&self) -> bool {
-        true
-    }
-
-    #[inline(always)]
-    fn pseudo_header(&self, len: u16) -> Sum {
-        checksum::pseudo_header_v6(&self.source(), &self.destination(), PROTOCOL_UDP, len.into())
-    }
-
-    #[inline(always)]
-    fn addresses(&self) -> (Ip, Ip) {
-        (Ip::V6(self.source()), Ip::V6(self.destination()))
-    }
-
-    #[inline(always)]
-    fn ttl(&self) -> u8 {
-        self.hop_limit()
-    }
-
-    #[inline(always)]
-    fn tos(&self) -> u8 {
-        self.traffic_class()
-    }
-
-    #[inline(always)]
-    fn flow_label(&self) -> u32 {
-        self.flow_label()
     }
 }
 
@@ -361,10 +240,10 @@ struct Found<'a, N> {
     segment: &'a [u8],
 }
 
-impl<'a, N: Network<'a>> Found<'a, N> {
+impl<'a, N: Family<'a>> Found<'a, N> {
     #[inline(always)]
     fn new(link: ethernet::View<'a>, packet: &'a [u8]) -> Result<Self, Refused> {
-        let (ip, body) = N::accept(packet)?;
+        let (ip, body) = N::accept(packet, PROTOCOL_UDP, Refused::NotUdp)?;
         let (udp, segment) = N::segment(body)?;
         Ok(Self { link, ip, udp, segment })
     }
@@ -394,7 +273,7 @@ impl<'a, N: Network<'a>> Found<'a, N> {
     #[inline(always)]
     fn pseudo_header(&self) -> Sum {
         // A segment lies within one IP packet, so its length fits 16 bits.
-        self.ip.pseudo_header(self.segment.len() as u16)
+        self.ip.pseudo_header(PROTOCOL_UDP, self.segment.len() as u16)
     }
 
     /// Offset of the segment in the frame, bytes.
@@ -426,10 +305,4 @@ impl<'a, N: Network<'a>> Found<'a, N> {
             partial,
         }
     }
-}
-
-fn store(bytes: &mut [u8], at: usize, value: u16) -> Result<(), Refused> {
-    let field = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<2>).ok_or(Refused::Short)?;
-    *field = value.to_be_bytes();
-    Ok(())
 }

@@ -4,12 +4,16 @@
 
 #[path = "../../../fuzz/src/ipc_decode.rs"]
 mod ipc_decode;
+#[path = "../../../fuzz/src/tcp_parse.rs"]
+mod tcp_parse;
 #[path = "../../../fuzz/src/udp_parse.rs"]
 mod udp_parse;
 
 use hoist_ipc::{Reply, Request, RingInfo};
 use hoist_packet::{
-    Ip, Refused, SocketAddrRaw, ethernet,
+    Ip, PROTOCOL_TCP, PROTOCOL_UDP, Refused, SocketAddrRaw,
+    checksum::{pseudo_header_v4, pseudo_header_v6},
+    ethernet, tcp,
     udp::{self, Template},
 };
 use std::{collections::HashSet, net::SocketAddr};
@@ -50,6 +54,40 @@ fn mutated_frames_never_break_a_promise_and_meet_every_refusal() {
 }
 
 #[test]
+fn mutated_segments_never_break_a_promise_and_meet_every_refusal() {
+    let mut random = Random(0x6a09_e667_f3bc_c909);
+    let (mut refused, mut accepted, mut partial, mut filled) = (HashSet::new(), 0, 0, 0);
+    for _ in 0..FRAMES {
+        let mut frame = valid_segment(&mut random);
+        random.mutate(&mut frame);
+        let seen = tcp_parse::check(&frame);
+        match seen.verify {
+            Ok(()) => accepted += 1,
+            Err(reason) => _ = refused.insert(reason),
+        }
+        partial += usize::from(seen.partial);
+        filled += usize::from(seen.filled);
+    }
+    let all = [
+        Refused::Short,
+        Refused::NotIp,
+        Refused::NotTcp,
+        Refused::Vlan,
+        Refused::Group,
+        Refused::HeaderChecksum,
+        Refused::Length,
+        Refused::Checksum,
+        Refused::Fragment,
+        Refused::Options,
+        Refused::Extension,
+        Refused::Martian,
+    ];
+    assert_eq!(refused, HashSet::from(all));
+    assert!(accepted > FRAMES / 100 && partial > FRAMES / 100 && filled > FRAMES / 10);
+    assert!(accepted < filled, "mutations break checksums more often than structure");
+}
+
+#[test]
 fn garbage_frames_never_break_a_promise() {
     let mut random = Random(0xd1b5_4a32_d192_ed03);
     for _ in 0..FRAMES {
@@ -62,6 +100,7 @@ fn garbage_frames_never_break_a_promise() {
             frame[14] = first;
         }
         udp_parse::check(&frame);
+        tcp_parse::check(&frame);
     }
 }
 
@@ -77,6 +116,15 @@ fn every_prefix_and_every_bit_flip_of_valid_frames_keeps_the_promises() {
             let mut flipped = frame.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             udp_parse::check(&flipped);
+        }
+        let frame = valid_segment(&mut random);
+        for len in 0..frame.len() {
+            assert!(tcp_parse::check(&frame[..len]).verify.is_err(), "{len} of {}", frame.len());
+        }
+        for bit in 0..frame.len() * 8 {
+            let mut flipped = frame.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            tcp_parse::check(&flipped);
         }
     }
 }
@@ -96,7 +144,7 @@ fn mutated_messages_are_refused_or_survive_a_round_trip() {
     assert!((MESSAGES / 20..MESSAGES).contains(&understood), "{understood}");
 }
 
-fn valid(random: &mut Random) -> Vec<u8> {
+fn ends(random: &mut Random) -> (SocketAddrRaw, SocketAddrRaw) {
     let v6 = random.flip();
     let mut end = |last: u8| {
         let ip = if v6 {
@@ -106,7 +154,11 @@ fn valid(random: &mut Random) -> Vec<u8> {
         };
         SocketAddrRaw { ip, port: random.next() as u16 }
     };
-    let (source, destination) = (end(1), end(2));
+    (end(1), end(2))
+}
+
+fn valid(random: &mut Random) -> Vec<u8> {
+    let (source, destination) = ends(random);
     let vlan = random.flip().then(|| random.below(4095) as u16);
     let len = random.below(80);
     let template = Template {
@@ -116,6 +168,35 @@ fn valid(random: &mut Random) -> Vec<u8> {
         ttl: random.next() as u8,
         tos: random.next() as u8,
         flow_label: random.next() as u32,
+        payload: &random.bytes(len),
+    };
+    let mut out = vec![0; 256];
+    let len = template.write(&mut out).expect("room for every frame");
+    out.truncate(len);
+    out
+}
+
+/// Half of them with the options that every segment of Linux has, one in eight in a VLAN.
+fn valid_segment(random: &mut Random) -> Vec<u8> {
+    let (source, destination) = ends(random);
+    let len = random.below(80);
+    let template = tcp::Template {
+        link: ethernet::Header {
+            destination: [2, 0, 0, 0, 0, 2],
+            source: [2, 0, 0, 0, 0, 1],
+            vlan: (random.below(8) == 0).then_some(7),
+        },
+        source,
+        destination,
+        ttl: random.next() as u8,
+        tos: random.next() as u8,
+        flow_label: random.next() as u32,
+        seq: random.next() as u32,
+        ack: random.next() as u32,
+        flags: random.next() as u8,
+        window: random.next() as u16,
+        urgent: 0,
+        options: if random.flip() { &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2] } else { &[] },
         payload: &random.bytes(len),
     };
     let mut out = vec![0; 256];
@@ -136,7 +217,7 @@ fn messages() -> Vec<Vec<u8>> {
         Request::Demote { cookie: 7, reason },
         Request::Group { cookie: 7, join: true, group: v6.ip(), ifindex: 2 },
         Request::Admit { cookie: 7, from: v4, to: v6 },
-        Request::Stream { cookie: 7 },
+        Request::Stream { cookie: 7, copied: true },
     ];
     let ring = RingInfo {
         ring: 1,
@@ -224,24 +305,26 @@ fn flip(bytes: &mut [u8], at: usize, bit: usize) {
 
 /// What a sender on the same host leaves in the checksum field.
 fn leave_partial(frame: &mut [u8]) {
-    if let Ok(datagram) = udp::parse(frame, udp::ChecksumTrust::Verify) {
-        let sum = pseudo_header(&datagram).fold();
-        let field = datagram.payload.start as usize - 2;
-        frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
-    }
-}
-
-fn pseudo_header(datagram: &udp::Datagram) -> hoist_packet::checksum::Sum {
-    use hoist_packet::{
-        PROTOCOL_UDP,
-        checksum::{pseudo_header_v4, pseudo_header_v6},
-    };
-    let len = datagram.payload_len() + 8;
-    match (datagram.source.ip, datagram.destination.ip) {
-        (Ip::V4(source), Ip::V4(destination)) => {
-            pseudo_header_v4(source, destination, PROTOCOL_UDP, len as u16)
-        }
-        (Ip::V6(source), Ip::V6(destination)) => pseudo_header_v6(&source, &destination, PROTOCOL_UDP, len),
+    let (source, destination, field, protocol, len) =
+        if let Ok(datagram) = udp::parse(frame, udp::ChecksumTrust::Verify) {
+            let start = datagram.payload.start;
+            (
+                datagram.source.ip,
+                datagram.destination.ip,
+                start - 2,
+                PROTOCOL_UDP,
+                datagram.payload.end + 8 - start,
+            )
+        } else if let Ok(segment) = tcp::parse(frame, tcp::ChecksumTrust::Verify) {
+            let at = segment.transport_at;
+            (segment.source.ip, segment.destination.ip, at + 16, PROTOCOL_TCP, segment.payload.end - at)
+        } else {
+            return;
+        };
+    let sum = match (source, destination) {
+        (Ip::V4(source), Ip::V4(destination)) => pseudo_header_v4(source, destination, protocol, len as u16),
+        (Ip::V6(source), Ip::V6(destination)) => pseudo_header_v6(&source, &destination, protocol, len),
         _ => unreachable!("one packet, one family"),
-    }
+    };
+    frame[field as usize..][..2].copy_from_slice(&sum.fold().to_be_bytes());
 }

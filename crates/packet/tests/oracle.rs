@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests: a panic is the failure
 
+#[path = "oracle/tcp.rs"]
+mod tcp;
+
 use etherparse::{
     EtherType, IpFragOffset, IpNumber, Ipv4Extensions, NetSlice, PacketBuilder, PacketBuilderStep,
     SlicedPacket, TransportSlice, UdpHeader, VlanId, VlanSlice,

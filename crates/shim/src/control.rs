@@ -1,6 +1,7 @@
 //! The way to the broker: what is asked when sockets come, change and go. Never on the path of a datagram.
 
 use crate::{
+    chunk,
     demux::Endpoint,
     driver,
     engine::{self, ENGINE, NewRing},
@@ -8,14 +9,18 @@ use crate::{
     lock::PumpLock,
     socket::{Socket, State, peeked, want},
     sys,
-    table::{EPOLLS, FDS, SOCKETS},
+    table::{EPOLLS, FDS, SOCKETS, STREAMS},
+    tcp::{self, Stream},
     wait,
 };
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
-use hoist_ipc::{MAX_MESSAGE, Reason, Reply, Request, VERSION, page};
+use hoist_ipc::{
+    MAX_MESSAGE, Reason, Reply, Request, VERSION, page,
+    tcp::{PortCounts, Slots},
+};
 use hoist_packet::{Ip, udp::ChecksumTrust};
 use hoist_xsk::{ChunkSize, FillRing, RxRing, Umem};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -24,8 +29,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 static INHERITED: AtomicI32 = AtomicI32::new(-1);
 /// Its inode: a program that closed it may have given the number to something else.
 static INHERITED_INODE: AtomicU64 = AtomicU64::new(0);
-/// UDP is lifted at all.
+/// Anything is lifted at all.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
+/// `--udp` is not off, as far as known.
+static UDP: AtomicBool = AtomicBool::new(true);
 static PID: AtomicI32 = AtomicI32::new(0);
 /// `--spin-us`.
 pub(crate) static SPIN_US: AtomicU32 = AtomicU32::new(0);
@@ -51,8 +58,10 @@ struct Client {
     gone: bool,
     /// Rings or memory of the lease could not be taken: no socket may be lifted.
     crippled: bool,
+    slots: Option<Slots>,
     devices: Vec<Device>,
     closed: std::collections::VecDeque<&'static Socket>,
+    closed_streams: std::collections::VecDeque<&'static Stream>,
     closed_epolls: std::collections::VecDeque<&'static Epoll>,
 }
 
@@ -136,6 +145,12 @@ pub(crate) fn note_descriptor(fd: i32) {
     HIGHEST.fetch_max(fd as u32 + 1, Relaxed);
 }
 
+/// This process, as far as known without a system call.
+#[inline]
+pub(crate) fn pid() -> i32 {
+    PID.load(Relaxed)
+}
+
 /// A vfork or raw clone child shares memory or copies of descriptors with the process that owns them: hands off.
 pub(crate) fn own_process() -> bool {
     PID.load(Relaxed) == sys::getpid()
@@ -143,6 +158,9 @@ pub(crate) fn own_process() -> bool {
 
 /// Follows a new UDP socket.
 pub(crate) fn track(fd: i32, v6: bool) {
+    if !UDP.load(Relaxed) {
+        return;
+    }
     let Some(mut client) = CLIENT.lock() else { return };
     let rested = client.closed.len() > RESTING;
     let socket = if rested { client.closed.pop_front() } else { None };
@@ -153,6 +171,54 @@ pub(crate) fn track(fd: i32, v6: bool) {
     note_descriptor(fd);
     if let Some(stale) = SOCKETS.set(fd, Some(socket)) {
         forget_descriptor(stale); // closed past the shim
+    }
+}
+
+/// Whether TCP sockets are followed: asks the broker the first time.
+pub(crate) fn follows_streams() -> bool {
+    active() && page_for_young().is_some() && tcp::active()
+}
+
+/// Follows a new TCP socket, or what accept returned.
+pub(crate) fn track_stream(fd: i32) {
+    let Some(mut client) = CLIENT.lock() else { return };
+    let rested = client.closed_streams.len() > RESTING;
+    let stream = if rested { client.closed_streams.pop_front() } else { None };
+    drop(client);
+    let stream = stream.unwrap_or_else(|| Box::leak(Box::new(Stream::new())));
+    stream.renew(fd);
+    note_descriptor(fd);
+    if let Some(stale) = STREAMS.set(fd, Some(stream)) {
+        forget_stream(stale, -1); // closed past the shim: the number means another socket
+    }
+}
+
+/// One descriptor of the stream less; the last one ends it.
+fn forget_stream(stream: &'static Stream, fd: i32) {
+    if stream.descriptors.fetch_sub(1, Relaxed) != 1 {
+        if stream.fd.load(Relaxed) == fd
+            && let Some((other, _)) = STREAMS.iter(highest()).find(|(_, found)| core::ptr::eq(*found, stream))
+        {
+            stream.fd.store(other, Relaxed);
+        }
+        return;
+    }
+    tcp::close(stream, fd);
+    if let Some(mut client) = CLIENT.lock() {
+        client.closed_streams.push_back(stream);
+    }
+}
+
+/// Asks for rings where the connection's packets arrive.
+pub(crate) fn ask_for_streams(fd: i32, cookie: u64, copied: bool) -> Reason {
+    if !own_process() || engine_held() {
+        return Reason::RingSetup;
+    }
+    let Some(mut client) = CLIENT.lock() else { return Reason::RingSetup };
+    match client.ask(&Request::Stream { cookie, copied }, Some(fd)) {
+        Some(Reply::Registered { reason, .. }) => reason,
+        Some(_) => Reason::Refused,
+        None => Reason::BrokerGone,
     }
 }
 
@@ -451,7 +517,11 @@ pub(crate) fn demote_all(reason: Reason) {
 
 /// Before a child that starts another program without the fork handlers: sockets that stay open in it go to the kernel.
 pub(crate) extern "C" fn before_spawn() {
-    if LIFTED.load(Relaxed) == 0 || !own_process() {
+    if !own_process() {
+        return;
+    }
+    tcp::before_start_of_program();
+    if LIFTED.load(Relaxed) == 0 {
         return;
     }
     let stay_open = |fd| sys::descriptor_flags(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
@@ -510,7 +580,7 @@ pub(crate) fn forget_descriptor(socket: &'static Socket) {
 
 fn empty(socket: &'static Socket) {
     let Some(memory) = engine::memory() else { return };
-    while let Some(frame) = socket.pop() {
+    while let Some((frame, _)) = socket.pop() {
         engine::give_back(memory, frame);
     }
     socket.peeked.store(peeked::NOTHING, Relaxed);
@@ -524,6 +594,13 @@ pub(crate) fn duplicated(old: i32, new: i32) {
         if let Some(stale) = SOCKETS.set(new, Some(socket)) {
             driver::forget(new);
             forget_descriptor(stale);
+        }
+    }
+    if let Some(stream) = STREAMS.of(old) {
+        stream.descriptors.fetch_add(1, Relaxed);
+        note_descriptor(new);
+        if let Some(stale) = STREAMS.set(new, Some(stream)) {
+            forget_stream(stale, -1); // as above
         }
     }
     if let Some(epoll) = EPOLLS.of(old) {
@@ -541,6 +618,12 @@ pub(crate) fn closing(fd: i32) {
         SOCKETS.set(fd, None);
         driver::forget(fd);
         forget_descriptor(socket);
+    }
+    if let Some(stream) = STREAMS.of(fd)
+        && own_process()
+    {
+        STREAMS.set(fd, None);
+        forget_stream(stream, fd);
     }
     if let Some(epoll) = EPOLLS.of(fd)
         && own_process()
@@ -561,8 +644,10 @@ impl Client {
             channel: -1,
             gone: false,
             crippled: false,
+            slots: None,
             devices: Vec::new(),
             closed: std::collections::VecDeque::new(),
+            closed_streams: std::collections::VecDeque::new(),
             closed_epolls: std::collections::VecDeque::new(),
         }
     }
@@ -597,7 +682,7 @@ impl Client {
                     self.take_device(ifindex, partial_checksum, fd)
                 }
                 Reply::Ring(info) => self.take_ring(info, fd),
-                Reply::Connections { .. } => Some(()),
+                Reply::Connections { ports } => self.take_connections(ports, fd),
                 Reply::Registered { slot, reason: Reason::Lifted } if self.crippled => {
                     return self.decline(request, slot);
                 }
@@ -605,6 +690,18 @@ impl Client {
             };
             self.crippled |= taken.is_none();
         }
+    }
+
+    /// The slots come first, then the ports.
+    fn take_connections(&mut self, ports: bool, fd: Option<OwnedFd>) -> Option<()> {
+        let fd = hide_owned(fd)?;
+        if !ports {
+            self.slots = Some(Slots::map(borrow(fd)).ok()?);
+        } else {
+            tcp::set_tables(self.slots?, PortCounts::map(borrow(fd)).ok()?);
+        }
+        discard(fd);
+        Some(())
     }
 
     /// The broker lifts a socket whose rings this process could not take (out of descriptors): it must not.
@@ -636,7 +733,7 @@ impl Client {
         sys::close(theirs);
         self.channel = hide(ours)?;
         sent.ok()?;
-        let (Reply::Welcome { version: VERSION, spin_us, young, admit_flow, udp, .. }, Some(fd)) =
+        let (Reply::Welcome { version: VERSION, spin_us, young, admit_flow, udp, tcp: policy }, Some(fd)) =
             self.receive()?
         else {
             return None;
@@ -648,7 +745,9 @@ impl Client {
         driver::open(spin_us);
         YOUNG.store(young, Relaxed);
         ADMIT_FLOW.store(admit_flow, Relaxed);
-        ACTIVE.store(udp, Release);
+        tcp::set_policy(policy);
+        UDP.store(udp, Relaxed);
+        ACTIVE.store(udp || tcp::active(), Release);
         Some(())
     }
 
@@ -682,6 +781,7 @@ impl Client {
         }
         state.add_ring(NewRing { info, rx, fill, fd, tap: device.tap, trust: device.trust });
         driver::ring_added(fd);
+        tcp::ring_added(info.zero_copy);
         Some(())
     }
 }
@@ -692,6 +792,7 @@ pub(crate) extern "C" fn before_fork() {
         return;
     }
     demote_all(Reason::Forked);
+    tcp::before_fork();
     epoll::share_all();
     TAKEN_FOR_FORK.store(0, Relaxed);
     if let Some(client) = CLIENT.lock() {
@@ -699,6 +800,7 @@ pub(crate) extern "C" fn before_fork() {
         TAKEN_FOR_FORK.fetch_or(1, Relaxed);
     }
     if let Some(engine) = ENGINE.lock() {
+        chunk::before_fork();
         core::mem::forget(engine);
         TAKEN_FOR_FORK.fetch_or(2, Relaxed);
     }
@@ -707,9 +809,10 @@ pub(crate) extern "C" fn before_fork() {
 /// Which locks `before_fork` took: a fork in a signal handler that interrupted the holder took none.
 static TAKEN_FOR_FORK: AtomicU32 = AtomicU32::new(0);
 
-fn release_after_fork() {
+fn release_after_fork(child: bool) {
     let taken = TAKEN_FOR_FORK.swap(0, Relaxed);
     if taken & 2 != 0 {
+        chunk::after_fork(child);
         ENGINE.release_forgotten();
     }
     if taken & 1 != 0 {
@@ -719,7 +822,8 @@ fn release_after_fork() {
 
 pub(crate) extern "C" fn after_fork_in_parent() {
     if active() {
-        release_after_fork();
+        release_after_fork(false);
+        tcp::after_fork_in_parent();
     }
 }
 
@@ -728,7 +832,7 @@ pub(crate) extern "C" fn after_fork_in_child() {
     if !active() {
         return;
     }
-    release_after_fork();
+    release_after_fork(true);
     PID.store(sys::getpid(), Relaxed);
     engine::own();
     for (fd, _) in SOCKETS.iter(highest()) {
@@ -737,6 +841,7 @@ pub(crate) extern "C" fn after_fork_in_child() {
     for (fd, _) in EPOLLS.iter(highest()) {
         EPOLLS.set(fd, None);
     }
+    tcp::after_fork_in_child();
     LIFTED.store(0, Relaxed);
     let (Some(mut engine), Some(mut client)) = (ENGINE.lock(), CLIENT.lock()) else { return };
     engine.descriptors().for_each(discard);
@@ -756,13 +861,22 @@ pub(crate) extern "C" fn after_fork_in_child() {
 pub(crate) extern "C" fn before_exec() {
     if active() && own_process() {
         demote_all(Reason::Exec);
+        tcp::before_start_of_program();
         at_exit(); // if exec succeeds, this image runs no destructors
+    }
+}
+
+/// Before `_exit`: no destructors run, but read data must be drained all the same.
+pub(crate) fn before_exit() {
+    if active() && own_process() {
+        tcp::at_exit();
     }
 }
 
 /// At exit: the account of frames.
 pub(crate) fn at_exit() {
     if active() && own_process() {
+        tcp::at_exit();
         let Some(mut state) = ENGINE.lock() else { return };
         state.account(SOCKETS.iter(highest()).map(|(_, socket)| socket));
     }

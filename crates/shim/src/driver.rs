@@ -75,6 +75,11 @@ pub(crate) fn ring_added(fd: c_int) {
     watch(fd, libc::EPOLLIN);
 }
 
+/// A TCP socket whose data, which comes through the kernel, ends a spin. It tells the NAPI instance, too.
+pub(crate) fn watch_stream(fd: c_int) {
+    watch(fd, libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET);
+}
+
 /// A bell that ends a spin: what it stands for may be what the spinning thread waits for.
 pub(crate) fn bell_made(fd: c_int) {
     watch(fd, libc::EPOLLIN | libc::EPOLLET);
@@ -130,7 +135,8 @@ pub(crate) enum Spun {
 ///
 /// Signals with handlers are held back meanwhile: one that came just before the sleep would not end it.
 pub(crate) fn spin(deadline: Deadline, mask: *const sigset_t, ready: impl FnMut() -> bool) -> Spun {
-    if !spins() || engine::ring_count() == 0 || !engine::ours() || !is_long(deadline) || is_pending(mask) {
+    let nothing = engine::ring_count() == 0 && !crate::tcp::active();
+    if !spins() || nothing || !engine::ours() || !is_long(deadline) || is_pending(mask) {
         return Spun::Nothing;
     }
     if SPINNING.swap(true, Acquire) {

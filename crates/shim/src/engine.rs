@@ -9,6 +9,7 @@ use crate::{
     lock::{Guard, PumpLock},
     socket::{self, Socket, want},
     sys,
+    tcp::{self, Flows, Stream},
 };
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64,
@@ -16,8 +17,9 @@ use core::sync::atomic::{
     fence,
 };
 use hoist_ipc::page::{RingStats, StatsPage};
-use hoist_packet::flow::FlowKey;
 use hoist_packet::udp::{self, ChecksumTrust, Datagram};
+use hoist_packet::{Refused, flow::FlowKey};
+use hoist_stream::Room;
 use hoist_xsk::{Desc, FillRing, RxRing, Umem};
 use std::io::IoSlice;
 
@@ -37,6 +39,10 @@ const TOUCHED: usize = 32;
 /// the program. The rest of the ring's frames is in reserve and goes out when readers hold frames back.
 const CIRCULATING: u32 = 2048;
 
+/// Payload bytes of the longest TCP segment that surely fits a frame: a chunk of 2,048 less XDP's headroom of 256, and at most 134
+/// bytes of headers.
+pub(crate) const LONGEST_SEGMENT: u32 = 1658;
+
 /// A `virtio_net_hdr` that says nothing: what stands in front of a frame on the TAP.
 const PLAIN: [u8; 10] = [0; 10];
 
@@ -50,6 +56,7 @@ pub(crate) struct Memory {
     pub(crate) umem: Umem,
     pub(crate) frames: Frames,
     returned: [Returned; hoist_ipc::page::RINGS],
+    short: [AtomicBool; hoist_ipc::page::RINGS],
 }
 
 static MEMORY: AtomicPtr<Memory> = AtomicPtr::new(core::ptr::null_mut());
@@ -125,6 +132,10 @@ pub(crate) struct State {
     ports: Vec<Option<&'static Socket>>,
     touched: [Option<&'static Socket>; TOUCHED],
     touched_count: usize,
+    /// Connections that have been involved.
+    pub(crate) streams: Flows,
+    /// Those of which something is merged and has not ridden.
+    pub(crate) unflushed: Vec<&'static Stream>,
 }
 
 // SAFETY: rings hold raw pointers into shared mappings that any thread may use, one at a time.
@@ -175,6 +186,7 @@ fn pump_with(mut state: Guard<'_, State>) {
         state.refill(memory, ring);
         state.relieve(memory, ring);
     }
+    state.flush_streams(memory);
     state.finish();
     let touched = core::mem::replace(&mut state.touched, [None; TOUCHED]);
     state.touched_count = 0;
@@ -201,9 +213,23 @@ pub(crate) fn give_back(memory: &Memory, frame: u32) {
     }
 }
 
+/// Whether so many of a ring's frames are away that no more may be held back by chunks. Exact enough as of the last look: sockets and
+/// chunks have more frames only after one.
+#[inline]
+pub(crate) fn runs_short(memory: &Memory, ring: u16) -> bool {
+    memory.short.get(usize::from(ring)).is_none_or(|short| short.load(Relaxed))
+}
+
 impl State {
     const fn new() -> Self {
-        Self { rings: Vec::new(), ports: Vec::new(), touched: [None; TOUCHED], touched_count: 0 }
+        Self {
+            rings: Vec::new(),
+            ports: Vec::new(),
+            touched: [None; TOUCHED],
+            touched_count: 0,
+            streams: Flows::new(),
+            unflushed: Vec::new(),
+        }
     }
 
     /// Remembers the UMEM. A second one is refused: frames of the first may still be in use.
@@ -212,7 +238,12 @@ impl State {
             return false;
         }
         let frames = Frames::new(umem.frames());
-        let memory = Memory { umem, frames, returned: [const { Returned::new() }; hoist_ipc::page::RINGS] };
+        let memory = Memory {
+            umem,
+            frames,
+            returned: [const { Returned::new() }; hoist_ipc::page::RINGS],
+            short: [const { AtomicBool::new(false) }; hoist_ipc::page::RINGS],
+        };
         MEMORY.store(Box::into_raw(Box::new(memory)), Release);
         true
     }
@@ -255,6 +286,8 @@ impl State {
     /// Forgets which socket owns which port.
     pub(crate) fn forget_ports(&mut self) {
         self.ports.fill(None);
+        self.streams.clear();
+        self.unflushed.clear();
     }
 
     /// Descriptors to close when the rings are forgotten.
@@ -311,6 +344,7 @@ impl State {
         let mut pushed = false;
         let at_home = ring.fill.pending() + ring.rx.pending() + ring.reserve.len() as u32;
         ring.held = ring.frames.saturating_sub(at_home);
+        memory.short[index].store(ring.held > ring.frames / 4, Relaxed);
         for frame in memory.returned[index].take(&memory.frames) {
             if want > 0 && ring.fill.push(memory.umem.addr_of(frame)) {
                 want -= 1;
@@ -360,14 +394,12 @@ impl State {
             ring.count(|stats| &stats.bad_descriptor);
             return; // whose frame it is cannot be known: it is not used again
         };
+        if is_tcp(packet) {
+            return self.deliver_tcp(memory, index, desc, frame, packet, trust);
+        }
         let datagram = match udp::parse(packet, trust) {
             Ok(datagram) => datagram,
-            Err(refused) if refused.is_damaged() => {
-                let checksum = refused == hoist_packet::Refused::Checksum;
-                ring.count(|stats| if checksum { &stats.bad_checksum } else { &stats.bad_header });
-                ring.reserve.push(frame);
-                return;
-            }
+            Err(refused) if refused.is_damaged() => return self.damaged(index, frame, refused),
             Err(_) => return self.ride(memory, index, frame, desc),
         };
         let route = FlowKey::from(&datagram);
@@ -396,6 +428,35 @@ impl State {
     /// Sockets of one port, newest first, with copies of their endpoints.
     fn on_port(&mut self, port: u16) -> PortWalk {
         PortWalk { next: self.ports.get(port as usize).copied().flatten() }
+    }
+
+    #[inline]
+    fn deliver_tcp(
+        &mut self,
+        memory: &'static Memory,
+        index: usize,
+        desc: Desc,
+        frame: u32,
+        packet: &[u8],
+        trust: ChecksumTrust,
+    ) {
+        let ring = &self.rings[index];
+        let room = if ring.held > ring.frames / 2 { Room::Copy } else { Room::Frame };
+        let from = tcp::From { ring: index, tap: ring.tap, trust, room };
+        match tcp::deliver(self, memory, &from, desc, frame, packet) {
+            tcp::Delivered::Done => {}
+            tcp::Delivered::Damaged(refused) => self.damaged(index, frame, refused),
+            tcp::Delivered::Other => self.ride(memory, index, frame, desc),
+        }
+    }
+
+    /// Drops what Linux would drop, and counts it.
+    #[cold]
+    fn damaged(&mut self, index: usize, frame: u32, refused: Refused) {
+        let ring = &mut self.rings[index];
+        let checksum = refused == Refused::Checksum;
+        ring.count(|stats| if checksum { &stats.bad_checksum } else { &stats.bad_header });
+        ring.reserve.push(frame);
     }
 
     /// A datagram to a group goes to every socket that takes it, each with a frame of its own.
@@ -608,13 +669,32 @@ impl State {
                 self.refill(memory, ring);
             }
         }
+        self.flush_streams(memory);
         self.settle();
+    }
+
+    /// What is merged of TCP connections rides.
+    #[inline]
+    fn flush_streams(&mut self, memory: &'static Memory) {
+        while let Some(stream) = self.unflushed.pop() {
+            tcp::flush(stream, memory);
+        }
+    }
+
+    /// The TAP refused so many frames of a ring.
+    #[inline]
+    pub(crate) fn ride_failed(&mut self, ring: usize, count: u64) {
+        if count > 0
+            && let Some(stats) = self.rings.get(ring).and_then(|ring| ring.stats)
+        {
+            bump(&stats.ride_failed, count);
+        }
     }
 
     /// What is queued on a socket rides to the stack, oldest first: another process may read it there.
     pub(crate) fn ride_queue(&mut self, socket: &'static Socket) {
         let Some(memory) = memory() else { return };
-        while let Some(frame) = socket.pop() {
+        while let Some((frame, _)) = socket.pop() {
             let arrival = *memory.frames.arrival(frame);
             let desc = Desc { addr: arrival.address, len: arrival.len.into(), options: 0 };
             self.ride(memory, usize::from(arrival.ring), frame, desc);
@@ -632,8 +712,11 @@ impl State {
             self.rings[index].reserve.extend(returned);
         }
         let mut queued = vec![0u64; self.rings.len()];
+        for frame in memory.frames.held() {
+            queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
+        }
         for socket in sockets {
-            while let Some(frame) = socket.pop() {
+            while let Some((frame, _)) = socket.pop() {
                 queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
             }
         }
@@ -655,6 +738,17 @@ impl Ring {
         if let Some(stats) = self.stats {
             bump(field(stats), 1);
         }
+    }
+}
+
+/// Whether a frame holds TCP: its ethertype and protocol say so, all else is for the parser to judge.
+#[inline]
+fn is_tcp(frame: &[u8]) -> bool {
+    const TCP: u8 = libc::IPPROTO_TCP as u8;
+    match frame {
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, ..] => frame.get(23) == Some(&TCP),
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x86, 0xdd, ..] => frame.get(20) == Some(&TCP),
+        _ => false,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     socket::Socket,
     sys,
     table::{EPOLLS, SOCKETS},
+    tcp,
     wait::Deadline,
 };
 use core::sync::atomic::{
@@ -614,8 +615,16 @@ impl Wait {
         loop {
             epoll.add_rings();
             engine::pump();
+            tcp::before_wait();
             if let Some(count) = self.without_sleep(epoll, room)? {
                 return Ok(count);
+            }
+            if tcp::involved() && driver::spins() {
+                let count = sys::epoll_look(self.epfd, self.events, self.max)?;
+                let kept = epoll.own_out(&mut room[..count]);
+                if kept > 0 {
+                    return Ok(kept);
+                }
             }
             match driver::spin(self.deadline, self.mask, || !epoll.nothing_lifted()) {
                 Spun::Lifted => continue,
@@ -629,7 +638,9 @@ impl Wait {
                 epoll.waiters.fetch_sub(1, SeqCst);
                 return Ok(count);
             }
+            let asleep = tcp::Asleep::new();
             let slept = self.sleep();
+            drop(asleep);
             epoll.waiters.fetch_sub(1, SeqCst);
             let count = slept?;
             let kept = epoll.own_out(&mut room[..count]);

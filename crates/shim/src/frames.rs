@@ -1,7 +1,7 @@
 //! What the shim knows of each frame, and the way frames go back.
 //!
 //! A frame has one owner at a time: the kernel (fill and rx ring), the pump, a socket's queue, or the reader that
-//! popped it. Readers hand frames back on a stack without a lock; the pump takes the whole stack at once, newest first,
+//! popped it, who may leave it to the chunks he made of it. Readers hand frames back on a stack without a lock; the pump takes the whole stack at once, newest first,
 //! so the warmest frame is the next that the kernel writes.
 
 use core::cell::UnsafeCell;
@@ -45,6 +45,8 @@ const _: () = assert!(size_of::<Slot>() == 64);
 #[repr(align(64))]
 struct Slot {
     next: AtomicU32,
+    /// Chunks of the program that lie in the frame.
+    chunks: AtomicU32,
     arrival: UnsafeCell<Arrival>,
 }
 
@@ -61,7 +63,11 @@ unsafe impl Send for Frames {}
 
 impl Frames {
     pub(crate) fn new(count: u32) -> Self {
-        let slot = |_| Slot { next: AtomicU32::new(NONE), arrival: UnsafeCell::new(Arrival::default()) };
+        let slot = |_| Slot {
+            next: AtomicU32::new(NONE),
+            chunks: AtomicU32::new(0),
+            arrival: UnsafeCell::new(Arrival::default()),
+        };
         Self { slots: (0..count).map(slot).collect() }
     }
 
@@ -91,6 +97,26 @@ impl Frames {
 }
 
 impl Frames {
+    /// One chunk more lies in a frame that the caller owns.
+    #[inline]
+    pub(crate) fn hold(&self, frame: u32) {
+        if let Some(slot) = self.slots.get(frame as usize) {
+            slot.chunks.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// One chunk less: true for the last one, who owns the frame then. False too if there was none.
+    #[inline]
+    pub(crate) fn let_go(&self, frame: u32) -> bool {
+        let Some(slot) = self.slots.get(frame as usize) else { return false };
+        slot.chunks.fetch_update(AcqRel, Relaxed, |chunks| chunks.checked_sub(1)) == Ok(1)
+    }
+
+    /// Frames with chunks in them.
+    pub(crate) fn held(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).zip(&self.slots).filter(|(_, slot)| slot.chunks.load(Acquire) > 0).map(|(frame, _)| frame)
+    }
+
     /// `charged_before` of a queued frame, for the holder of the pump lock.
     #[inline]
     pub(crate) fn peek_charged_before(&self, frame: u32) -> u64 {
@@ -167,6 +193,18 @@ mod tests {
         assert!(returned.is_empty());
         returned.push(&frames, 99); // no such frame: not ours to give back
         assert_eq!(returned.take(&frames).count(), 0);
+    }
+
+    #[test]
+    fn the_last_chunk_to_go_owns_the_frame() {
+        let frames = Frames::new(4);
+        frames.hold(2);
+        frames.hold(2);
+        assert!(frames.held().eq([2]));
+        assert_eq!([frames.let_go(2), frames.let_go(2), frames.let_go(2)], [false, true, false]);
+        assert_eq!(frames.held().count(), 0);
+        frames.hold(99);
+        assert!(!frames.let_go(99)); // no such frame
     }
 
     #[test]

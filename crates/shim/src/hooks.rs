@@ -3,16 +3,18 @@
 //! Each decides in a line whether the call concerns a socket of ours, and otherwise is libc's own.
 
 use crate::{
+    chunk::{self, Chunk},
     control, driver,
     epoll::Wait,
     message::plausible,
     next, options,
-    options::Effect,
+    options::{Effect, StreamEffect},
     poll::{self, KernelWait, Sets},
     receive::{self, to_libc},
     set_errno, signals,
     socket::{Socket, State},
-    table::{EPOLLS, SOCKETS},
+    table::{EPOLLS, SOCKETS, STREAMS},
+    tcp::{self, Stream},
     wait::Deadline,
 };
 use core::ffi::{CStr, c_void};
@@ -95,6 +97,29 @@ fn after_kernel_read(fd: c_int, received: ssize_t) -> ssize_t {
     received
 }
 
+/// A read of a descriptor that is no lifted UDP socket: of a TCP stream through its index if it has one, else libc's.
+#[inline]
+fn read_stream(
+    fd: c_int,
+    len: usize,
+    flags: c_int,
+    through: impl FnOnce(&'static Stream) -> Result<usize, Errno>,
+    kernel: impl FnOnce() -> ssize_t,
+) -> ssize_t {
+    let Some(stream) = STREAMS.of(fd) else { return kernel_read(fd, kernel) };
+    if len == 0 || !ordinary(flags) {
+        return kernel();
+    }
+    if tcp::reading(fd).is_some() {
+        return to_libc(through(stream));
+    }
+    match tcp::plain_read(stream, fd, flags, kernel) {
+        Ok(Some(received)) => received,
+        Ok(None) => to_libc(through(stream)),
+        Err(errno) => to_libc(Err(errno)),
+    }
+}
+
 /// Runs a read that may wait in the kernel, so that the socket does not become lifted under it.
 #[inline]
 fn kernel_read(fd: c_int, read: impl FnOnce() -> ssize_t) -> ssize_t {
@@ -144,7 +169,11 @@ hooks! {
                 let nobody = core::ptr::null_mut();
                 to_libc(receive::recvfrom(socket, fd, buffer.cast(), len, flags, nobody, core::ptr::null_mut()))
             }
-            _ => kernel_read(fd, || next::recv(fd, buffer, len, flags)),
+            _ => {
+                let nobody = core::ptr::null_mut();
+                let through = |stream| tcp::recvfrom(stream, fd, buffer.cast(), len, flags, nobody, core::ptr::null_mut());
+                read_stream(fd, len, flags, through, || next::recv(fd, buffer, len, flags))
+            }
         }
     }
 
@@ -153,20 +182,27 @@ hooks! {
             Some(socket) if ordinary(flags) => {
                 to_libc(receive::recvfrom(socket, fd, buffer.cast(), len, flags, name, name_len))
             }
-            _ => kernel_read(fd, || next::recvfrom(fd, buffer, len, flags, name, name_len)),
+            _ => {
+                let through = |stream| tcp::recvfrom(stream, fd, buffer.cast(), len, flags, name, name_len);
+                read_stream(fd, len, flags, through, || next::recvfrom(fd, buffer, len, flags, name, name_len))
+            }
         }
     }
 
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
         match lifted(fd) {
             Some(socket) if ordinary(flags) => to_libc(receive::recvmsg(socket, fd, message, flags)),
-            _ => kernel_read(fd, || next::recvmsg(fd, message, flags)),
+            _ => {
+                let through = |stream| tcp::recvmsg(stream, fd, message, flags);
+                read_stream(fd, 1, flags, through, || next::recvmsg(fd, message, flags))
+            }
         }
     }
 
     fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
         match lifted(fd) {
             Some(socket) if ordinary(flags) => to_int(receive::recvmmsg(socket, fd, messages, count, flags, timeout)),
+            _ if STREAMS.of(fd).is_some() => streams_recvmmsg(fd, messages, count, flags, timeout),
             _ => kernel_read(fd, || next::recvmmsg(fd, messages, count, flags, timeout) as ssize_t) as c_int,
         }
     }
@@ -178,15 +214,38 @@ hooks! {
                 to_libc(receive::recvfrom(socket, fd, buffer.cast(), len, 0, nobody, core::ptr::null_mut()))
             }
             _ if len == 0 => next::read(fd, buffer, len),
-            _ => kernel_read(fd, || next::read(fd, buffer, len)),
+            _ => {
+                let nobody = core::ptr::null_mut();
+                let through = |stream| tcp::recvfrom(stream, fd, buffer.cast(), len, 0, nobody, core::ptr::null_mut());
+                read_stream(fd, len, 0, through, || next::read(fd, buffer, len))
+            }
         }
     }
 
     fn readv(fd: c_int, vector: *const iovec, count: c_int) -> ssize_t {
         match lifted(fd) {
             Some(socket) if plausible(vector) && !empty(vector, count) => to_libc(receive::readv(socket, fd, vector, count)),
-            _ if SOCKETS.of(fd).is_none() || empty(vector, count) => next::readv(fd, vector, count),
-            _ => kernel_read(fd, || next::readv(fd, vector, count)),
+            _ if empty(vector, count) => next::readv(fd, vector, count),
+            _ => {
+                let through = |stream| tcp::readv(stream, fd, vector, count);
+                read_stream(fd, 1, 0, through, || next::readv(fd, vector, count))
+            }
+        }
+    }
+
+    fn preadv2(fd: c_int, vector: *const iovec, count: c_int, offset: i64, flags: c_int) -> ssize_t {
+        if offset == -1 && flags == 0 && STREAMS.of(fd).is_some() {
+            return readv(fd, vector, count);
+        }
+        next::preadv2(fd, vector, count, offset, flags)
+    }
+
+    fn splice(from: c_int, from_at: *mut i64, to: c_int, to_at: *mut i64, len: size_t, flags: c_uint) -> ssize_t {
+        match STREAMS.of(from) {
+            Some(stream) if !tcp::demote(stream, Reason::Spliced, 0) && from_at.is_null() && to_at.is_null() => {
+                to_libc(tcp::splice(stream, from, to, len, flags))
+            }
+            _ => next::splice(from, from_at, to, to_at, len, flags),
         }
     }
 
@@ -204,6 +263,85 @@ hooks! {
         check(len, room);
         read(fd, buffer, len)
     }
+}
+
+/// recvmmsg on a stream: one recvmsg after another (`do_recvmmsg`), which waits for the first only with MSG_WAITFORONE.
+unsafe fn streams_recvmmsg(
+    fd: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    timeout: *mut timespec,
+) -> c_int {
+    if tcp::reading(fd).is_none() || !plausible(messages) || !timeout.is_null() {
+        let demoted = tcp::demote_fd(fd, Reason::Option, 0);
+        if !demoted {
+            return fail(tcp::HELD.0);
+        }
+        // SAFETY: the program's arguments, passed on.
+        return unsafe { next::recvmmsg(fd, messages, count, flags, timeout) };
+    }
+    let mut done = 0;
+    let mut flags_now = flags & !libc::MSG_WAITFORONE;
+    while done < count.min(libc::UIO_MAXIOV as c_uint) {
+        // SAFETY: within the program's array.
+        let message = unsafe { &mut *messages.add(done as usize) };
+        // SAFETY: the program's msghdr.
+        let received = unsafe { recvmsg(fd, &raw mut message.msg_hdr, flags_now) };
+        if received < 0 {
+            return if done > 0 { done as c_int } else { -1 };
+        }
+        message.msg_len = received as c_uint;
+        done += 1;
+        if received == 0 {
+            break;
+        }
+        if flags & libc::MSG_WAITFORONE != 0 {
+            flags_now |= libc::MSG_DONTWAIT;
+        }
+    }
+    done as c_int
+}
+
+// The native API (docs/native.md).
+hooks! {
+    fn hoist_recv_chunk(fd: c_int, chunk: *mut Chunk, max: size_t, flags: c_int) -> ssize_t {
+        let Some(chunk) = chunk::place(chunk, flags) else { return -1 };
+        match lifted(fd) {
+            Some(socket) => to_libc(chunk::receive_at_most(socket, fd, chunk, max, flags)),
+            None => stream_chunk(fd, chunk, max, flags),
+        }
+    }
+
+    fn hoist_recv_chunk_from(fd: c_int, chunk: *mut Chunk, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t {
+        let Some(chunk) = chunk::place(chunk, flags) else { return -1 };
+        match lifted(fd) {
+            Some(socket) => to_libc(chunk::receive(socket, fd, chunk, flags, (name, name_len))),
+            None => chunk::read(chunk, usize::MAX, |base, len| {
+                kernel_read(fd, || next::recvfrom(fd, base.cast(), len, flags, name, name_len))
+            }),
+        }
+    }
+
+    fn hoist_release_chunk(chunk: *mut Chunk) -> () {
+        if plausible(chunk) {
+            (*chunk).release();
+        }
+    }
+}
+
+/// A chunk of what is no lifted UDP socket.
+unsafe fn stream_chunk(fd: c_int, chunk: &mut Chunk, max: usize, flags: c_int) -> ssize_t {
+    if max > 0
+        && let Some(stream) = STREAMS.of(fd)
+    {
+        stream.native.store(true, Relaxed);
+        if tcp::reading(fd).is_some() {
+            return to_libc(tcp::recv_chunk(stream, fd, chunk, max, flags));
+        }
+    }
+    // SAFETY: the base is room of the chunk's own.
+    chunk::read(chunk, max, |base, len| unsafe { recv(fd, base.cast(), len, flags) })
 }
 
 /// Flags that do not ask for another queue than the datagrams'.
@@ -310,7 +448,7 @@ hooks! {
         let plainly = || next::epoll_pwait(epfd, events, max, timeout, mask);
         let Some(epoll) = EPOLLS.of(epfd).filter(|_| max > 0 && plausible(events)) else { return plainly() };
         let deadline = Deadline::after(milliseconds(timeout));
-        if !(epoll.watches() && crate::engine::ring_count() > 0)
+        if !((epoll.watches() || tcp::involved()) && crate::engine::ring_count() > 0)
             && let Some(count) = crate::epoll::wait_plainly(epoll, events, plainly)
         {
             return count;
@@ -325,7 +463,7 @@ hooks! {
         let Some(epoll) = EPOLLS.of(epfd).filter(|_| usable) else { return plainly() };
         let limit = limit.flatten();
         let deadline = Deadline::after(limit);
-        if !(epoll.watches() && crate::engine::ring_count() > 0)
+        if !((epoll.watches() || tcp::involved()) && crate::engine::ring_count() > 0)
             && let Some(count) = crate::epoll::wait_plainly(epoll, events, plainly)
         {
             return count;
@@ -391,7 +529,19 @@ hooks! {
         if fd >= 0 && inet && datagram && (protocol == 0 || protocol == libc::IPPROTO_UDP) && control::active() {
             control::track(fd, domain == libc::AF_INET6);
         }
+        let stream = kind & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) == libc::SOCK_STREAM;
+        if fd >= 0 && inet && stream && (protocol == 0 || protocol == libc::IPPROTO_TCP) {
+            after_stream(fd);
+        }
         fd
+    }
+
+    fn accept(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int {
+        after_stream(next::accept(fd, name, len))
+    }
+
+    fn accept4(fd: c_int, name: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
+        after_stream(next::accept4(fd, name, len, flags))
     }
 
     fn bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int {
@@ -406,6 +556,9 @@ hooks! {
     }
 
     fn connect(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int {
+        if STREAMS.of(fd).is_some_and(Stream::involved) {
+            tcp::reconnecting(fd);
+        }
         let result = next::connect(fd, name, len);
         if result == 0
             && let Some(socket) = SOCKETS.of(fd)
@@ -416,6 +569,7 @@ hooks! {
     }
 
     fn shutdown(fd: c_int, how: c_int) -> c_int {
+        tcp::before_asking(fd);
         let result = next::shutdown(fd, how);
         if let Some(socket) = SOCKETS.of(fd) {
             socket.kernel_first.store(true, Relaxed);
@@ -424,13 +578,36 @@ hooks! {
         result
     }
 
+    fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int {
+        if level == libc::IPPROTO_TCP && STREAMS.of(fd).is_some_and(Stream::involved) {
+            if name == options::TCP_ZEROCOPY_RECEIVE && !tcp::demote_fd(fd, Reason::Option, option_of(level, name)) {
+                return fail(libc::EOPNOTSUPP);
+            }
+            tcp::before_asking(fd);
+        }
+        next::getsockopt(fd, level, name, value, len)
+    }
+
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
+        if let Some(stream) = STREAMS.of(fd) {
+            match options::stream_effect(level, name) {
+                StreamEffect::None => {}
+                StreamEffect::LowWater => stream.lowat.store(0, Relaxed),
+                StreamEffect::Demote => {
+                    tcp::demote(stream, Reason::Option, option_of(level, name));
+                }
+                StreamEffect::Takes if !tcp::demote(stream, Reason::Spliced, option_of(level, name)) => {
+                    return fail(tcp::HELD.0);
+                }
+                StreamEffect::Takes => {}
+            }
+        }
         let result = next::setsockopt(fd, level, name, value, len);
         if result == 0
             && let Some(socket) = SOCKETS.of(fd)
         {
             let value = if value.is_null() { &[] } else { core::slice::from_raw_parts(value.cast::<u8>(), len as usize) };
-            apply(socket, fd, options::effect(level, name, value), (level as u32) << 16 | name as u32 & 0xffff);
+            apply(socket, fd, options::effect(level, name, value), option_of(level, name));
         }
         result
     }
@@ -480,6 +657,7 @@ hooks! {
         if control::hidden(to) && control::own_process() {
             return fail(EBADF);
         }
+        before_replacing(fd, to);
         let new = next::dup2(fd, to);
         after_replacing(fd, new)
     }
@@ -488,6 +666,7 @@ hooks! {
         if control::hidden(to) && control::own_process() {
             return fail(EBADF);
         }
+        before_replacing(fd, to);
         let new = next::dup3(fd, to, flags);
         after_replacing(fd, new)
     }
@@ -518,22 +697,62 @@ hooks! {
         if request == libc::FIOASYNC {
             demote_for_signals(fd);
         }
+        if request == libc::FIONREAD || request == options::SIOCATMARK {
+            tcp::before_asking(fd);
+        }
         next::ioctl(fd, request, argument)
     }
 
+    fn fdopen(fd: c_int, mode: *const libc::c_char) -> *mut libc::FILE {
+        if !tcp::demote_fd(fd, Reason::Stdio, 0) {
+            set_errno(tcp::HELD);
+            return core::ptr::null_mut();
+        }
+        next::fdopen(fd, mode)
+    }
+
+    fn _exit(status: c_int) -> ! {
+        control::before_exit();
+        next::_exit(status);
+        libc::abort()
+    }
+
+    fn _Exit(status: c_int) -> ! {
+        _exit(status)
+    }
+
+    fn quick_exit(status: c_int) -> ! {
+        control::before_exit();
+        next::quick_exit(status);
+        libc::abort()
+    }
+
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-        if plausible(message) {
-            before_passing(&*message);
+        if plausible(message) && !before_passing(&*message) {
+            return fail(tcp::HELD.0) as ssize_t;
         }
         next::sendmsg(fd, message, flags)
     }
 
     fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        if plausible(messages) {
-            (0..count as usize).for_each(|i| before_passing(&(*messages.add(i)).msg_hdr));
+        if plausible(messages) && !(0..count as usize).all(|i| before_passing(&(*messages.add(i)).msg_hdr)) {
+            return fail(tcp::HELD.0);
         }
         next::sendmmsg(fd, messages, count, flags)
     }
+}
+
+/// An option in the form in which it is shown.
+fn option_of(level: c_int, name: c_int) -> u32 {
+    (level as u32) << 16 | name as u32 & 0xffff
+}
+
+/// Follows what may be a TCP connection.
+fn after_stream(fd: c_int) -> c_int {
+    if fd >= 0 && control::follows_streams() && control::own_process() {
+        control::track_stream(fd);
+    }
+    fd
 }
 
 /// Carries out what an option means.
@@ -582,6 +801,13 @@ fn after_dup(old: c_int, new: c_int) -> c_int {
     new
 }
 
+/// dup2 and dup3 close what `to` was: a stream is drained before.
+fn before_replacing(fd: c_int, to: c_int) {
+    if fd != to && STREAMS.of(to).is_some() && crate::sys::descriptor_flags(fd).is_ok() {
+        control::closing(to);
+    }
+}
+
 /// dup2 and dup3 have closed what `new` was.
 fn after_replacing(old: c_int, new: c_int) -> c_int {
     if new >= 0 && control::active() && control::own_process() {
@@ -593,12 +819,14 @@ fn after_replacing(old: c_int, new: c_int) -> c_int {
     new
 }
 
-/// A message may carry descriptors to another process: lifted sockets among them are demoted first.
-unsafe fn before_passing(message: &msghdr) {
+/// A message may carry descriptors to another process: lifted sockets among them are demoted first. False: data of one is held,
+/// which the other process could not read.
+unsafe fn before_passing(message: &msghdr) -> bool {
     let (start, room) = (message.msg_control as usize, message.msg_controllen);
     if room <= size_of::<libc::cmsghdr>() || !plausible(message.msg_control) || !control::active() {
-        return;
+        return true;
     }
+    let mut all = true;
     // SAFETY: the program's control buffer, walked as CMSG_NXTHDR bounds it.
     unsafe {
         let mut header = libc::CMSG_FIRSTHDR(message);
@@ -608,11 +836,16 @@ unsafe fn before_passing(message: &msghdr) {
                 let end = found.cmsg_len.min(start + room - header as usize);
                 let bytes = end.saturating_sub(size_of::<libc::cmsghdr>());
                 let fds = libc::CMSG_DATA(header).cast::<c_int>();
-                (0..bytes / size_of::<c_int>()).for_each(|i| demote_passed(fds.add(i).read_unaligned()));
+                for i in 0..bytes / size_of::<c_int>() {
+                    let fd = fds.add(i).read_unaligned();
+                    demote_passed(fd);
+                    all &= tcp::demote_fd(fd, Reason::FdPassed, 0);
+                }
             }
             header = libc::CMSG_NXTHDR(message, header);
         }
     }
+    all
 }
 
 /// SIGIO is the kernel's to send, and it does not see lifted datagrams.
@@ -686,6 +919,12 @@ hooks! {
             libc::SYS_sendmsg => sendmsg(a as _, b as _, c as _) as c_long,
             libc::SYS_ppoll if d == 0 => ppoll(a as _, b as _, c as _, core::ptr::null()).into(),
             libc::SYS_epoll_pwait2 => epoll_pwait2(a as _, b as _, c as _, d as _, e as _).into(),
+            libc::SYS_accept => accept(a as _, b as _, c as _).into(),
+            libc::SYS_accept4 => accept4(a as _, b as _, c as _, d as _).into(),
+            libc::SYS_shutdown => shutdown(a as _, b as _).into(),
+            libc::SYS_getsockopt => getsockopt(a as _, b as _, c as _, d as _, e as _).into(),
+            libc::SYS_splice => splice(a as _, b as _, c as _, d as _, e as _, f as _) as c_long,
+            libc::SYS_exit_group => _exit(a as _),
             libc::SYS_epoll_pwait => epoll_pwait(a as _, b as _, c as _, d as _, e as _).into(),
             _ => next::syscall(number, a, b, c, d, e, f),
         }

@@ -13,9 +13,11 @@
 //! | `control` | the broker, and the life of sockets |
 //! | `engine` | rings to sockets |
 //! | `receive`, `message` | reads, and datagrams in the program's terms |
+//! | `chunk` | received bytes handed out where they lie: the native API's side |
 //! | `wait`, `poll`, `epoll`, `bells`, `signals` | readiness |
 //! | `driver` | busy polling |
-//! | `demux`, `options`, `queue`, `frames` | pure cores |
+//! | `tcp` | connections |
+//! | `demux`, `merge`, `options`, `queue`, `frames` | pure cores |
 //!
 //! Nothing here panics on what a program or a packet can do, allocates for a datagram, or waits for a lock on the way of
 //! one. The exceptions to Linux's behaviour are listed in docs/limitations.md.
@@ -26,6 +28,8 @@
 #[allow(unsafe_code)]
 mod admit;
 mod bells;
+#[allow(unsafe_code)]
+mod chunk;
 #[allow(unsafe_code)]
 mod control;
 mod demux;
@@ -42,6 +46,7 @@ mod frames;
 mod hooks;
 #[allow(unsafe_code)]
 mod lock;
+mod merge;
 #[allow(unsafe_code)]
 mod message;
 #[allow(unsafe_code)]
@@ -59,6 +64,8 @@ mod socket;
 mod sys;
 #[allow(unsafe_code)]
 mod table;
+#[allow(unsafe_code)]
+mod tcp;
 #[allow(unsafe_code)]
 mod wait;
 

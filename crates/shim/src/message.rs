@@ -3,6 +3,8 @@
 use crate::{
     engine::Memory,
     frames::Arrival,
+    merge::{Kin, Segment},
+    options::number::UDP_GRO,
     socket::{Socket, want},
     sys,
 };
@@ -46,6 +48,28 @@ impl<'m> Received<'m> {
         udp::HEADER_LEN + if self.arrival.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN }
     }
 
+    /// What it has in common with others that merge with it.
+    pub(crate) fn segment(&self) -> Segment {
+        let [_, _, _, _, _, _, check @ ..]: [u8; udp::HEADER_LEN] = self.header(udp::HEADER_LEN);
+        let class = if self.arrival.v6 {
+            self.header(self.network()) // version, traffic class, flow label
+        } else {
+            [0, self.tos(), 0, 0]
+        };
+        Segment {
+            kin: Kin {
+                ifindex: self.arrival.ifindex,
+                source: self.source(),
+                destination: self.destination(),
+                class,
+                ttl: self.ttl(),
+            },
+            checksummed: check != [0; 2],
+            headers: self.network(),
+            len: self.arrival.payload_len.into(),
+        }
+    }
+
     /// Who sent it.
     #[inline]
     pub(crate) fn source(&self) -> SocketAddrRaw {
@@ -80,6 +104,31 @@ impl<'m> Received<'m> {
     }
 }
 
+/// What a read took: one datagram, or several merged.
+#[derive(Clone, Copy)]
+pub(crate) struct Taken {
+    /// Bytes that reached the program.
+    pub(crate) copied: usize,
+    /// Payload of all that was taken.
+    pub(crate) len: usize,
+    /// If it is several, the length of each but the last.
+    pub(crate) segment: Option<u16>,
+}
+
+impl Taken {
+    /// One datagram, of which `copied` bytes fitted.
+    #[inline]
+    pub(crate) fn one(copied: usize, received: &Received<'_>) -> Self {
+        Self { copied, len: received.arrival.payload_len.into(), segment: None }
+    }
+
+    /// What the call returns: with MSG_TRUNC the real length.
+    #[inline]
+    pub(crate) fn outcome(&self, flags: c_int) -> usize {
+        if flags & libc::MSG_TRUNC != 0 { self.len } else { self.copied }
+    }
+}
+
 /// Whether the kernel could accept this as an address of the program's: not in the first page (`mmap_min_addr`), not
 /// beyond user space. The cheap part of what `access_ok` and a page fault tell the kernel.
 #[inline]
@@ -95,15 +144,27 @@ pub(crate) enum Buffers {
 }
 
 impl Buffers {
-    /// Copies as much as fits; returns how much.
+    /// Copies as much as fits behind the first `skip` bytes; returns how much.
     ///
     /// An address that cannot be the program's is `EFAULT`, as in Linux; one that is merely not mapped is a SIGSEGV
     /// (docs/limitations.md).
     #[inline]
-    pub(crate) fn fill(self, bytes: &[u8]) -> Result<usize, Errno> {
+    pub(crate) fn fill(self, skip: usize, bytes: &[u8]) -> Result<usize, Errno> {
         match self {
-            Self::One { base, len } => copy(bytes, base, len),
-            Self::Many { vector, count } => fill_many(vector, count, bytes),
+            Self::One { base, len } => copy(bytes, base.wrapping_add(skip), len.saturating_sub(skip)),
+            Self::Many { vector, count } => fill_many(vector, count, skip, bytes),
+        }
+    }
+
+    /// Bytes they take.
+    pub(crate) fn room(self) -> usize {
+        match self {
+            Self::One { len, .. } => len,
+            Self::Many { vector, count } => {
+                // SAFETY: the program passed `count` entries.
+                let len = |i| unsafe { (*vector.add(i)).iov_len };
+                (0..count).map(len).fold(0, usize::saturating_add)
+            }
         }
     }
 }
@@ -138,7 +199,7 @@ pub(crate) unsafe fn check_vector(vector: *const iovec, count: usize) -> Result<
     if negative { Err(Errno(libc::EINVAL)) } else { Ok(()) }
 }
 
-fn fill_many(vector: *const iovec, count: usize, bytes: &[u8]) -> Result<usize, Errno> {
+fn fill_many(vector: *const iovec, count: usize, mut skip: usize, bytes: &[u8]) -> Result<usize, Errno> {
     if !plausible(vector) && count > 0 {
         return Err(Errno(libc::EFAULT));
     }
@@ -149,7 +210,10 @@ fn fill_many(vector: *const iovec, count: usize, bytes: &[u8]) -> Result<usize, 
         if (entry.iov_len as isize) < 0 {
             return Err(Errno(libc::EINVAL));
         }
-        done += copy(&bytes[done..], entry.iov_base.cast(), entry.iov_len)?;
+        let over = skip.min(entry.iov_len);
+        skip -= over;
+        let base: *mut u8 = entry.iov_base.cast();
+        done += copy(&bytes[done..], base.wrapping_add(over), entry.iov_len - over)?;
     }
     Ok(done)
 }
@@ -244,18 +308,22 @@ impl<'a> Control<'a> {
     }
 }
 
-/// The ancillary data a socket asked for, in the kernel's order: `sock_recv_cmsgs`, then `ip_cmsg_recv` or
+/// The ancillary data a socket asked for, in the kernel's order: `sock_recv_cmsgs`, `udp_cmsg_recv`, then `ip_cmsg_recv` or
 /// `ip6_datagram_recv_ctl`. `local` is the address an answer would come from.
 pub(crate) fn put_wanted(
     control: &mut Control<'_>,
     wants: u32,
     received: &Received<'_>,
+    segment: Option<u16>,
     local: impl FnOnce() -> [u8; 4],
 ) {
     let arrival = received.arrival;
     put_time(control, wants, arrival.time_ns);
     if wants & want::OVERFLOW != 0 && arrival.drops > 0 {
         control.put(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &arrival.drops.to_ne_bytes());
+    }
+    if let Some(segment) = segment {
+        control.put(libc::SOL_UDP, UDP_GRO, &c_int::from(segment).to_ne_bytes());
     }
     if wants & want::PKTINFO6 != 0 {
         let mut info = [0; 20];
@@ -267,6 +335,16 @@ pub(crate) fn put_wanted(
         Ip::V4(destination) => put_v4(control, wants, received, destination, local),
         Ip::V6(_) => put_v6(control, wants, received),
     }
+}
+
+/// Whether a read can be told the boundaries of merged datagrams: the message finds room behind those that may precede it.
+/// Without it Linux merges all the same; who cannot be told is better served one by one.
+pub(crate) fn tells_segments(wants: u32, header: &libc::msghdr) -> bool {
+    let message = |bit, len| if wants & bit != 0 { align(HEADER + len) } else { 0 };
+    let before = message(want::TIME, 16) + message(want::OVERFLOW, 4);
+    wants & want::GRO != 0
+        && !header.msg_control.is_null()
+        && header.msg_controllen >= before + HEADER + size_of::<c_int>()
 }
 
 fn put_time(control: &mut Control<'_>, wants: u32, time_ns: u64) {
@@ -313,7 +391,7 @@ fn put_v6(control: &mut Control<'_>, wants: u32, received: &Received<'_>) {
     }
 }
 
-/// Fills a `msghdr` for a datagram: name, control, flags. The payload has been copied: `copied` bytes of it.
+/// Fills a `msghdr` for what was taken: name, control, flags. `received` is the first datagram.
 ///
 /// # Safety
 /// `header` is the program's own, valid for reading and writing, and so is what it points to.
@@ -322,7 +400,7 @@ pub(crate) unsafe fn write_header(
     fd: c_int,
     received: &Received<'_>,
     header: *mut libc::msghdr,
-    copied: usize,
+    taken: &Taken,
 ) -> Result<(), Errno> {
     // SAFETY: by the function's contract.
     let header = unsafe { &mut *header };
@@ -332,10 +410,11 @@ pub(crate) unsafe fn write_header(
     } else {
         write_name(v6, received, header.msg_name.cast(), &raw mut header.msg_namelen)?;
     }
-    header.msg_flags = if copied < usize::from(received.arrival.payload_len) { libc::MSG_TRUNC } else { 0 };
+    header.msg_flags = if taken.copied < taken.len { libc::MSG_TRUNC } else { 0 };
     let wants = socket.wants.load(Relaxed);
     if wants == 0 || header.msg_control.is_null() {
-        header.msg_flags |= if wants != 0 && wants != want::OVERFLOW { libc::MSG_CTRUNC } else { 0 };
+        let always = wants & !(want::OVERFLOW | want::GRO);
+        header.msg_flags |= if always != 0 { libc::MSG_CTRUNC } else { 0 };
         header.msg_controllen = 0;
         return Ok(());
     }
@@ -343,7 +422,7 @@ pub(crate) unsafe fn write_header(
     let room =
         unsafe { core::slice::from_raw_parts_mut(header.msg_control.cast::<u8>(), header.msg_controllen) };
     let mut control = Control::new(room);
-    put_wanted(&mut control, wants, received, || {
+    put_wanted(&mut control, wants, received, taken.segment, || {
         sys::interface_address(fd, received.arrival.ifindex).unwrap_or([0; 4])
     });
     header.msg_flags |= if control.truncated { libc::MSG_CTRUNC } else { 0 };
@@ -376,6 +455,43 @@ mod tests {
         let mut control = Control::new(&mut []);
         control.put(libc::IPPROTO_IP, libc::IP_TTL, &[0; 4]);
         assert_eq!((control.used(), control.truncated), (0, true));
+    }
+
+    #[test]
+    fn what_follows_is_copied_behind_over_every_buffer() {
+        let (mut a, mut b) = ([0u8; 3], [0u8; 4]);
+        let entry = |bytes: &mut [u8]| iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let vector = [entry(&mut a), entry(&mut []), entry(&mut b)];
+        let buffers = Buffers::Many { vector: vector.as_ptr(), count: 3 };
+        assert_eq!(buffers.room(), 7);
+        assert_eq!(buffers.fill(0, &[1, 2]), Ok(2));
+        assert_eq!(buffers.fill(2, &[3, 4, 5]), Ok(3));
+        assert_eq!(buffers.fill(5, &[6, 7, 8]), Ok(2));
+        assert_eq!(buffers.fill(7, &[9]), Ok(0));
+        assert_eq!((a, b), ([1, 2, 3], [4, 5, 6, 7]));
+    }
+
+    #[test]
+    fn boundaries_need_room_behind_the_other_messages() {
+        let mut room = [0u64; 16];
+        // SAFETY: msghdr is plain data for which zero is valid.
+        let mut header: libc::msghdr = unsafe { core::mem::zeroed() };
+        header.msg_controllen = 128;
+        assert!(!tells_segments(want::GRO, &header), "no control buffer");
+        header.msg_control = room.as_mut_ptr().cast();
+        for (wants, least) in [
+            (want::GRO, 20),
+            (want::GRO | want::TIMESTAMPNS, 52),
+            (want::GRO | want::OVERFLOW, 44),
+            (want::GRO | want::TIMESTAMP | want::OVERFLOW | want::TTL, 76),
+        ] {
+            header.msg_controllen = least;
+            assert!(tells_segments(wants, &header), "{wants}");
+            header.msg_controllen = least - 1;
+            assert!(!tells_segments(wants, &header), "{wants}");
+        }
+        header.msg_controllen = 128;
+        assert!(!tells_segments(want::TTL, &header), "not asked for");
     }
 
     #[test]

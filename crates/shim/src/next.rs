@@ -67,6 +67,14 @@ next! {
     socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;
     connect(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;
+    accept(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    accept4(fd: c_int, name: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
+    getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
+    splice(from: c_int, from_at: *mut i64, to: c_int, to_at: *mut i64, len: size_t, flags: c_uint) -> ssize_t;
+    preadv2(fd: c_int, vector: *const iovec, count: c_int, offset: i64, flags: c_int) -> ssize_t;
+    fdopen(fd: c_int, mode: *const libc::c_char) -> *mut libc::FILE;
+    _exit(status: c_int) -> c_int;
+    quick_exit(status: c_int) -> c_int;
     shutdown(fd: c_int, how: c_int) -> c_int;
     setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int;
     recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t;

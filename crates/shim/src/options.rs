@@ -27,8 +27,53 @@ pub(crate) enum Effect {
     Demote(Reason),
 }
 
+/// What the shim does before a setsockopt on a TCP socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum StreamEffect {
+    /// Nothing.
+    None,
+    /// SO_RCVLOWAT.
+    LowWater,
+    /// Only the kernel can honour it: it serves the socket from here on.
+    Demote,
+    /// The kernel takes the stream from here on: no byte of it may be held.
+    Takes,
+}
+
+pub(crate) const TCP_ZEROCOPY_RECEIVE: c_int = 35;
+pub(crate) const SIOCATMARK: libc::Ioctl = 0x8905;
+
+/// Classifies an option of a TCP socket. All that concern sending, or of which the kernel's own state is enough, are harmless.
+pub(crate) fn stream_effect(level: c_int, name: c_int) -> StreamEffect {
+    const TCP_MD5SIG: c_int = 14;
+    const TCP_REPAIR: c_int = 19;
+    const TCP_ULP: c_int = 31;
+    const TCP_MD5SIG_EXT: c_int = 32;
+    const TCP_INQ: c_int = 36;
+    const TCP_AO: core::ops::RangeInclusive<c_int> = 38..=43;
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_RCVLOWAT) => StreamEffect::LowWater,
+        (
+            libc::SOL_SOCKET,
+            libc::SO_TIMESTAMP
+            | libc::SO_TIMESTAMPNS
+            | libc::SO_TIMESTAMPING
+            | number::SO_TIMESTAMP_NEW
+            | number::SO_TIMESTAMPNS_NEW
+            | libc::SO_PEEK_OFF
+            | libc::SO_ATTACH_FILTER
+            | libc::SO_ATTACH_BPF
+            | libc::SO_LOCK_FILTER,
+        ) => StreamEffect::Demote,
+        (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => StreamEffect::Takes,
+        (libc::IPPROTO_TCP, TCP_INQ | TCP_MD5SIG | TCP_MD5SIG_EXT) => StreamEffect::Demote,
+        (libc::IPPROTO_TCP, name) if TCP_AO.contains(&name) => StreamEffect::Demote,
+        _ => StreamEffect::None,
+    }
+}
+
 /// Options that libc's crate lacks (include/uapi/linux/{in,in6,udp}.h, asm-generic/socket.h).
-mod number {
+pub(crate) mod number {
     use libc::c_int;
     pub(super) const SO_RCVTIMEO_NEW: c_int = 66;
     pub(super) const SO_TIMESTAMP_NEW: c_int = 63;
@@ -48,7 +93,7 @@ mod number {
     pub(super) const UDP_CORK: c_int = 1;
     pub(super) const UDP_NO_CHECK6_TX: c_int = 101;
     pub(super) const UDP_SEGMENT: c_int = 103;
-    pub(super) const UDP_GRO: c_int = 104;
+    pub(crate) const UDP_GRO: c_int = 104;
 }
 
 /// Classifies `setsockopt(level, name, value)`. `value` is what the kernel accepted.
@@ -237,8 +282,7 @@ fn membership6(join: bool, value: &[u8]) -> Effect {
 fn udp(name: c_int, value: &[u8]) -> Effect {
     match name {
         number::UDP_CORK | number::UDP_SEGMENT | number::UDP_NO_CHECK6_TX => Effect::None,
-        // a program that asks for merged datagrams must take unmerged ones too
-        number::UDP_GRO => Effect::None,
+        number::UDP_GRO => want(want::GRO, value),
         _ => demote_if_on(value),
     }
 }
@@ -280,6 +324,13 @@ mod tests {
             effect(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, &OFF),
             Effect::Want { bits: want::TCLASS, on: false }
         );
+    }
+
+    #[test]
+    fn merging_is_switched_on_and_off() {
+        let merging = |value: &[u8]| effect(libc::IPPROTO_UDP, number::UDP_GRO, value);
+        assert_eq!(merging(&ON), Effect::Want { bits: want::GRO, on: true });
+        assert_eq!(merging(&OFF), Effect::Want { bits: want::GRO, on: false });
     }
 
     #[test]

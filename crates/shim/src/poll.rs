@@ -6,7 +6,8 @@ use crate::{
     engine, epoll, next,
     socket::Socket,
     sys,
-    table::{EPOLLS, SOCKETS},
+    table::{EPOLLS, SOCKETS, STREAMS},
+    tcp::{self, Stream},
     wait::{Deadline, PollSet, Waiting, timespec},
 };
 use core::sync::atomic::{
@@ -39,6 +40,7 @@ pub(crate) fn concerns(fds: &[pollfd]) -> bool {
     for entry in fds {
         alone_no_longer(entry.fd);
         concerned |= entry.events & READABLE != 0 && SOCKETS.of(entry.fd).is_some_and(Socket::lifted);
+        concerned |= STREAMS.of(entry.fd).is_some_and(Stream::involved);
         if EPOLLS.of(entry.fd).is_some() {
             epoll::watched_from_outside(entry.fd);
         }
@@ -63,6 +65,7 @@ pub(crate) fn poll(
 ) -> Result<usize> {
     loop {
         engine::pump();
+        tcp::before_wait();
         if lifted(fds).any(|socket| !socket.is_empty()) {
             match answer(fds)? {
                 0 if !look => {} // another thread was faster
@@ -73,6 +76,12 @@ pub(crate) fn poll(
             let count = sys::poll_look(fds.as_mut_ptr(), fds.len())?;
             engine::pump();
             return Ok(count + mark(fds));
+        }
+        if tcp::involved() {
+            let count = sys::poll_look(fds.as_mut_ptr(), fds.len())?;
+            if count > 0 {
+                return Ok(count + mark(fds));
+            }
         }
         match driver::spin(deadline, mask, || lifted(fds).any(|socket| !socket.is_empty())) {
             Spun::Lifted => continue,
@@ -130,9 +139,11 @@ fn sleep(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> Resul
     let time = waiting.limit(deadline.left()).map(timespec);
     let time = time.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
     let polled = set.as_mut_slice();
+    let asleep = tcp::Asleep::new();
     // SAFETY: the array and the timespec are ours; the mask is the program's.
     let count = unsafe { next::ppoll(polled.as_mut_ptr(), polled.len() as u64, time, mask) };
     let interrupted = Errno(crate::errno());
+    drop(asleep);
     waiting.end();
     if count < 0 {
         return Err(interrupted);
@@ -185,7 +196,9 @@ impl Sets {
     pub(crate) fn concern(&self) -> bool {
         let ours = |fd| {
             alone_no_longer(fd);
-            SOCKETS.of(fd).is_some_and(Socket::lifted) || EPOLLS.of(fd).is_some()
+            SOCKETS.of(fd).is_some_and(Socket::lifted)
+                || EPOLLS.of(fd).is_some()
+                || STREAMS.of(fd).is_some_and(Stream::involved)
         };
         self.count > 0
             && !self.read.is_null()

@@ -3,8 +3,8 @@
 use crate::{
     control, engine,
     engine::Memory,
-    frames::Arrival,
-    message::{self, Buffers, Received},
+    merge,
+    message::{self, Buffers, Received, Taken},
     socket::{Socket, State, peeked},
     sys,
     wait::{self, Deadline, Woken},
@@ -16,11 +16,16 @@ use libc::{c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t, 
 type Result<T> = core::result::Result<T, Errno>;
 
 /// What a read is to do with one datagram.
-trait Reader {
-    /// Takes a lifted datagram.
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize>;
+pub(crate) trait Reader {
+    /// Takes a lifted datagram, and with it those from ticket `next` on that merge with it.
+    fn lifted(&mut self, received: &Received<'_>, next: Option<u32>) -> Result<usize>;
     /// Takes from the kernel socket, without waiting.
     fn kernel(&mut self, flags: c_int) -> Result<usize>;
+    /// Owns the frame of the datagram from here on.
+    #[inline]
+    fn keep(&mut self, memory: &'static Memory, frame: u32) {
+        engine::give_back(memory, frame);
+    }
 }
 
 /// A read of `socket`, and whether it waits.
@@ -64,15 +69,15 @@ impl Read<'_> {
         if self.flags & libc::MSG_PEEK != 0 {
             return self.peek(memory, reader);
         }
-        let frame = self.socket.pop()?;
-        if self.socket.kernel_due() {
-            self.socket.kernel_first.store(true, Relaxed);
-        }
+        let (frame, ticket) = self.socket.pop()?;
+        self.socket.count_taken();
+        let mut next = Some(ticket.wrapping_add(1));
         if self.socket.peeked.load(Relaxed) != peeked::NOTHING {
             self.socket.peeked.store(peeked::NOTHING, Relaxed);
+            next = None; // a read takes what the peek before it showed
         }
-        let result = reader.lifted(&Received::new(memory, memory.frames.arrival(frame)));
-        engine::give_back(memory, frame);
+        let result = reader.lifted(&Received::new(memory, memory.frames.arrival(frame)), next);
+        reader.keep(memory, frame);
         Some(result)
     }
 
@@ -85,7 +90,7 @@ impl Read<'_> {
             if !self.socket.still_first(ticket) {
                 continue;
             }
-            let result = reader.lifted(&Received::new(memory, &arrival));
+            let result = reader.lifted(&Received::new(memory, &arrival), None);
             if self.socket.still_first(ticket) {
                 self.socket.peeked.store(peeked::LIFTED, Relaxed);
                 return Some(result);
@@ -166,11 +171,6 @@ impl Read<'_> {
     }
 }
 
-/// What the return value is: with MSG_TRUNC the datagram's own length.
-fn outcome(copied: usize, arrival: &Arrival, flags: c_int) -> usize {
-    if flags & libc::MSG_TRUNC != 0 { arrival.payload_len.into() } else { copied }
-}
-
 /// `--admit flow`: tells the broker which flow the kernel has just delivered.
 fn admit(socket: &'static Socket, fd: c_int, from: &libc::sockaddr_in6) {
     if control::ADMIT_FLOW.load(Relaxed) {
@@ -190,12 +190,12 @@ struct Plain {
 
 impl Reader for Plain {
     #[inline]
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
-        let copied = Buffers::One { base: self.base, len: self.len }.fill(received.payload())?;
+    fn lifted(&mut self, received: &Received<'_>, _next: Option<u32>) -> Result<usize> {
+        let copied = Buffers::One { base: self.base, len: self.len }.fill(0, received.payload())?;
         if !self.name.is_null() {
             message::write_name(self.socket.v6.load(Relaxed), received, self.name, self.name_len)?;
         }
-        Ok(outcome(copied, received.arrival, self.flags))
+        Ok(Taken::one(copied, received).outcome(self.flags))
     }
 
     fn kernel(&mut self, flags: c_int) -> Result<usize> {
@@ -237,7 +237,29 @@ pub(crate) fn recvfrom(
     name_len: *mut socklen_t,
 ) -> Result<usize> {
     let mut plain = Plain { socket, fd, base, len, flags, name, name_len };
-    Read { socket, fd, flags, deadline: &mut None }.run(&mut plain)
+    read_with(socket, fd, flags, &mut plain)
+}
+
+/// A read of another kind. `flags` is without MSG_PEEK if the reader keeps frames.
+#[inline]
+pub(crate) fn read_with(
+    socket: &'static Socket,
+    fd: c_int,
+    flags: c_int,
+    reader: &mut impl Reader,
+) -> Result<usize> {
+    Read { socket, fd, flags, deadline: &mut None }.run(reader)
+}
+
+/// From the kernel socket of a lifted one, as recvfrom(2).
+pub(crate) fn from_kernel(
+    socket: &'static Socket,
+    fd: c_int,
+    (base, len): (*mut u8, usize),
+    flags: c_int,
+    (name, name_len): (*mut sockaddr, *mut socklen_t),
+) -> Result<usize> {
+    Plain { socket, fd, base, len, flags, name, name_len }.kernel(flags)
 }
 
 struct Header {
@@ -248,14 +270,19 @@ struct Header {
 }
 
 impl Reader for Header {
-    fn lifted(&mut self, received: &Received<'_>) -> Result<usize> {
+    fn lifted(&mut self, received: &Received<'_>, next: Option<u32>) -> Result<usize> {
         // SAFETY: the program passed a msghdr that it owns.
         let header = unsafe { &*self.header };
         let buffers = Buffers::Many { vector: header.msg_iov, count: header.msg_iovlen };
-        let copied = buffers.fill(received.payload())?;
+        let mut taken = Taken::one(buffers.fill(0, received.payload())?, received);
+        if let Some(next) = next
+            && message::tells_segments(self.socket.wants.load(Relaxed), header)
+        {
+            taken = merge::followers(self.socket, received, next, buffers, taken)?;
+        }
         // SAFETY: as above.
-        unsafe { message::write_header(self.socket, self.fd, received, self.header, copied)? };
-        Ok(outcome(copied, received.arrival, self.flags))
+        unsafe { message::write_header(self.socket, self.fd, received, self.header, &taken)? };
+        Ok(taken.outcome(self.flags))
     }
 
     fn kernel(&mut self, flags: c_int) -> Result<usize> {

@@ -34,6 +34,8 @@ pub(crate) mod want {
     pub(crate) const OVERFLOW: u32 = 1 << 8;
     /// The `*_NEW` forms of the two timestamps: the same layout on 64-bit, another type number.
     pub(crate) const TIME_NEW: u32 = 1 << 9;
+    /// UDP_GRO: neighbours in the queue may be read as one.
+    pub(crate) const GRO: u32 = 1 << 10;
     /// Any arrival time.
     pub(crate) const TIME: u32 = TIMESTAMP | TIMESTAMPNS;
 }
@@ -230,8 +232,13 @@ impl Socket {
     }
 
     #[inline]
-    pub(crate) fn pop(&self) -> Option<u32> {
+    pub(crate) fn pop(&self) -> Option<(u32, u32)> {
         self.queue()?.pop()
+    }
+
+    #[inline]
+    pub(crate) fn pop_if(&self, ticket: u32, accept: impl FnOnce(u32) -> bool) -> Option<u32> {
+        self.queue()?.pop_if(ticket, accept)
     }
 
     #[inline]
@@ -266,9 +273,16 @@ impl Socket {
         }
     }
 
-    /// Counts a lifted datagram taken; true when the kernel's queue is due for a look.
+    /// Counts a lifted datagram taken; every so often the kernel's queue is due for a look.
     #[inline]
-    pub(crate) fn kernel_due(&self) -> bool {
+    pub(crate) fn count_taken(&self) {
+        if self.kernel_due() {
+            self.kernel_first.store(true, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn kernel_due(&self) -> bool {
         let row = self.in_a_row.load(Relaxed) + 1;
         self.in_a_row.store(if row >= KERNEL_TURN { 0 } else { row }, Relaxed);
         row >= KERNEL_TURN
@@ -299,7 +313,10 @@ impl Socket {
         if self.spills() {
             return self.is_empty();
         }
-        self.kernel_first.load(Relaxed) || self.peeked.load(Relaxed) == peeked::KERNEL
+        match self.peeked.load(Relaxed) {
+            peeked::NOTHING => self.kernel_first.load(Relaxed),
+            peeked => peeked == peeked::KERNEL,
+        }
     }
 
     /// Hangs a thread's bell on the socket; false if there is no place left.
@@ -348,6 +365,20 @@ mod tests {
     fn the_kernel_gets_a_turn_every_so_often() {
         let socket = Socket::new();
         assert_eq!((0..200).filter(|_| socket.kernel_due()).count(), 3);
+    }
+
+    #[test]
+    fn a_read_takes_from_the_queue_that_a_peek_has_shown() {
+        let socket = Socket::new();
+        for kernel_first in [true, false] {
+            socket.kernel_first.store(kernel_first, Relaxed);
+            for (seen, expected) in
+                [(peeked::NOTHING, kernel_first), (peeked::LIFTED, false), (peeked::KERNEL, true)]
+            {
+                socket.peeked.store(seen, Relaxed);
+                assert_eq!(socket.kernel_goes_first(), expected);
+            }
+        }
     }
 
     #[test]

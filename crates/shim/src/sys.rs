@@ -97,6 +97,49 @@ pub(crate) fn writev(fd: c_int, pieces: &[std::io::IoSlice<'_>]) -> Result<usize
     call(libc::SYS_writev, [fd as usize, pieces.as_ptr() as usize, pieces.len(), 0, 0, 0])
 }
 
+/// Bytes of a TCP socket that can be read in order (SIOCINQ).
+#[inline]
+pub(crate) fn queued(fd: c_int) -> Result<u64> {
+    let mut bytes: c_int = 0;
+    call(libc::SYS_ioctl, [fd as usize, libc::FIONREAD as usize, &raw mut bytes as usize, 0, 0, 0])?;
+    Ok(bytes.max(0) as u64)
+}
+
+/// Memory that forked children share.
+pub(crate) fn shared_memory(len: usize) -> Result<*mut u8> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    call(libc::SYS_mmap, [0, len, prot as usize, flags as usize, usize::MAX, 0])
+        .map(|address| address as *mut u8)
+}
+
+pub(crate) fn process_exists(pid: i32) -> bool {
+    !matches!(call(libc::SYS_kill, [pid as usize, 0, 0, 0, 0, 0]), Err(Errno(libc::ESRCH)))
+}
+
+pub(crate) fn set_cloexec(fd: c_int) {
+    let _ = call(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, libc::FD_CLOEXEC as usize, 0, 0, 0]);
+}
+
+pub(crate) fn timerfd() -> Result<c_int> {
+    let args = [libc::CLOCK_MONOTONIC as usize, libc::TFD_CLOEXEC as usize, 0, 0, 0, 0];
+    call(libc::SYS_timerfd_create, args).map(|fd| fd as c_int)
+}
+
+/// Lets `timer` expire once, `ns` from now.
+pub(crate) fn timerfd_arm(timer: c_int, ns: u64) {
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let value = libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 };
+    let spec = libc::itimerspec { it_interval: zero, it_value: value };
+    let _ = call(libc::SYS_timerfd_settime, [timer as usize, 0, &raw const spec as usize, 0, 0, 0]);
+}
+
+/// Waits until `timer` has expired; false: it is no timer any more.
+pub(crate) fn timerfd_wait(timer: c_int) -> bool {
+    let mut count = [0u8; 8];
+    let read = call(libc::SYS_read, [timer as usize, count.as_mut_ptr() as usize, 8, 0, 0, 0]);
+    matches!(read, Ok(8) | Err(Errno(libc::EINTR)))
+}
+
 pub(crate) fn eventfd() -> Result<c_int> {
     let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
     call(libc::SYS_eventfd2, [0, flags as usize, 0, 0, 0, 0]).map(|fd| fd as c_int)
@@ -179,6 +222,22 @@ pub(crate) fn page_wiped_on_fork() -> Option<*mut core::sync::atomic::AtomicU32>
     let page = call(libc::SYS_mmap, [0, 4096, prot as usize, flags as usize, usize::MAX, 0]).ok()?;
     call(libc::SYS_madvise, [page, 4096, libc::MADV_WIPEONFORK as usize, 0, 0, 0]).ok()?;
     Some(page as *mut _)
+}
+
+/// Fresh memory of `len` bytes, private to the process.
+pub(crate) fn map_private(len: usize) -> Result<usize> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    call(libc::SYS_mmap, [0, len, prot as usize, flags as usize, usize::MAX, 0])
+}
+
+pub(crate) fn unmap(address: usize, len: usize) {
+    let _ = call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]);
+}
+
+/// Moves a mapping to where another one of the same length is, which goes.
+pub(crate) fn map_over(from: usize, to: usize, len: usize) -> Result<()> {
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
+    call(libc::SYS_mremap, [from, len, len, flags, to, 0]).map(drop)
 }
 
 pub(crate) fn yield_now() {

@@ -3,7 +3,7 @@
 //! Reading is one load; the objects behind are never unmapped, only recycled, so a reader that lost a race sees an old
 //! object, not freed memory.
 
-use crate::{epoll::Epoll, socket::Socket};
+use crate::{epoll::Epoll, socket::Socket, tcp::Stream};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Descriptors from here on are never lifted (the kernel's default `fs.nr_open`).
@@ -14,6 +14,8 @@ pub(crate) struct Table<T: 'static>([AtomicPtr<T>; FDS]);
 
 /// UDP sockets.
 pub(crate) static SOCKETS: Table<Socket> = Table::new();
+/// TCP sockets.
+pub(crate) static STREAMS: Table<Stream> = Table::new();
 /// epoll instances that watch a UDP socket.
 pub(crate) static EPOLLS: Table<Epoll> = Table::new();
 

@@ -194,6 +194,11 @@ pub(crate) fn for_socket(socket: &Socket, fd: c_int, deadline: Deadline) -> Woke
     woken
 }
 
+/// Sleeps on a set of the shim's making, the first entry being the program's socket.
+pub(crate) fn for_set(set: &mut PollSet, limit: Option<u64>, deadline: Deadline) -> Woken {
+    sleep(set, limit, deadline)
+}
+
 fn sleep(set: &mut PollSet, limit: Option<u64>, deadline: Deadline) -> Woken {
     // with a timeout, Linux never restarts (sock_intr_errno)
     if deadline.is_never() && signals::handlers() == Handlers::Mixed {
@@ -225,7 +230,7 @@ fn sleep_watching_signals(set: &mut PollSet, limit: Option<u64>) -> Woken {
 }
 
 fn verdict(set: &mut PollSet) -> Woken {
-    match set.as_mut_slice()[0].revents {
+    match set.as_mut_slice().first().map_or(0, |entry| entry.revents) {
         0 => Woken::Look,
         events if events & (POLLRDHUP | POLLHUP) != 0 => Woken::Shutdown,
         _ => Woken::Kernel,

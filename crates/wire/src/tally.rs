@@ -15,6 +15,8 @@ pub(crate) const CLOCK_EVERY: u64 = 64;
 pub(crate) struct Tally {
     /// Datagrams so far.
     pub(crate) packets: u64,
+    /// Calls that took them, where they are system calls.
+    pub(crate) reads: u64,
     bytes: u64,
     unstamped: u64,
     reordered: u64,
@@ -83,12 +85,12 @@ impl Tally {
             (Some((first, _)), Some(last)) => last.duration_since(first).as_secs_f64(),
             _ => 0.0,
         };
-        let Self { packets, bytes, unstamped, reordered, duplicated, cpu_ns, .. } = self;
+        let Self { packets, reads, bytes, unstamped, reordered, duplicated, cpu_ns, .. } = self;
         let lost = self.lost();
         let flows = self.flows.iter().filter(|flow| flow.next > 0).count();
         let delay = self.delay.as_ref().map_or(String::new(), Delay::json);
         format!(
-            r#"{{"packets":{packets},"bytes":{bytes},"unstamped":{unstamped},"reordered":{reordered},"duplicated":{duplicated},"lost":{lost},"flows":{flows},"seconds":{seconds:.6},"cpu_ns":{cpu_ns}{delay}}}"#
+            r#"{{"packets":{packets},"reads":{reads},"bytes":{bytes},"unstamped":{unstamped},"reordered":{reordered},"duplicated":{duplicated},"lost":{lost},"flows":{flows},"seconds":{seconds:.6},"cpu_ns":{cpu_ns}{delay}}}"#
         )
     }
 }

@@ -43,6 +43,7 @@ pub struct Umem {
     fd: OwnedFd,
     frames: u32,
     chunk: ChunkSize,
+    page: usize,
 }
 
 impl Umem {
@@ -81,10 +82,10 @@ impl Umem {
             return Err(Error::ShortMemfd { have, need });
         }
         // Whole pages: munmap refuses part of a huge one (hugetlb_vm_op_split).
-        let mapped =
-            usize::try_from(need.next_multiple_of(block.max(1))).map_err(|_| Error::UmemSize { frames })?;
+        let page = block.max(1);
+        let mapped = usize::try_from(need.next_multiple_of(page)).map_err(|_| Error::UmemSize { frames })?;
         let mapping = Mapping::new(fd.as_fd(), 0, mapped, "mmap(UMEM)")?;
-        Ok(Self { mapping, fd, frames, chunk })
+        Ok(Self { mapping, fd, frames, chunk, page: page as usize })
     }
 
     /// The memfd, to be passed to another process.
@@ -112,6 +113,12 @@ impl Umem {
     #[inline]
     pub fn len_bytes(&self) -> usize {
         (self.frames as usize) << self.chunk.shift()
+    }
+
+    /// Bytes of a page of the mapping: 4 KiB, or 2 MiB when it is huge.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        self.page
     }
 
     /// Address of frame 0.

@@ -2,6 +2,7 @@
 //!
 //! A case never sleeps and never assumes that what the peer has sent has arrived: it blocks for it, or polls with a deadline.
 
+mod chunk;
 mod cmsg;
 mod connected;
 mod epoll;
@@ -20,6 +21,7 @@ mod select;
 mod sharing;
 mod signals;
 mod threads;
+mod udp_gro;
 
 use crate::{
     frame::Frame,
@@ -326,6 +328,37 @@ macro_rules! with_cases {
                 the_largest_datagram_arrives: Mixed,
                 lifted_and_fragmented_keep_their_own_order: Mixed,
             }
+            chunk {
+                a_lifted_datagram_is_lent: Lifted,
+                every_size_arrives_whole: Lifted,
+                an_empty_datagram_is_one: Lifted,
+                senders_of_ipv6_are_told: Lifted,
+                a_stream_read_cuts_a_datagram: Lifted,
+                chunks_and_reads_take_turns: Lifted,
+                nothing_there_is_would_block: Lifted,
+                a_blocked_reader_wakes_up: Lifted,
+                a_fragmented_datagram_is_a_copy: Mixed,
+                a_keeper_of_chunks_starves_nobody: Lifted,
+                chunks_outlive_their_socket: Lifted,
+                another_thread_gives_chunks_back: Lifted,
+                a_forked_child_keeps_its_chunks: Mixed,
+                a_program_may_end_with_chunks: Lifted,
+            }
+            udp_gro {
+                payloads_and_boundaries_are_right: Lifted,
+                the_same_over_ipv6: Lifted,
+                what_a_sender_segmented_arrives: Lifted,
+                a_batch_is_right: Lifted,
+                senders_do_not_mix: Lifted,
+                congestion_marks_do_not_mix: Lifted,
+                empty_datagrams_stay_alone: Lifted,
+                the_time_is_the_first_ones: Lifted,
+                a_peek_shows_what_the_read_takes: Lifted,
+                fionread_tells_what_the_read_takes: Lifted,
+                without_control_no_byte_is_lost: Lifted,
+                switched_off_they_come_alone: Lifted,
+                two_readers_take_rows_without_gaps: Lifted,
+            }
             errors {
                 a_bad_buffer_is_efault: Lifted,
                 a_bad_address_pointer_is_efault: Lifted,
@@ -356,6 +389,13 @@ const HELPERS: &[Case] = &[
     Case { name: "child::read_passed", expect: Expect::Mixed, run: process::read_passed },
     Case { name: "fault::ten_thousand_sockets", expect: Expect::Lifted, run: fault::ten_thousand_sockets },
     Case { name: "fault::a_hoarder_of_frames", expect: Expect::Mixed, run: fault::a_hoarder_of_frames },
+    Case { name: "merge::what_waits_is_one", expect: Expect::Lifted, run: udp_gro::what_waits_is_one },
+    Case { name: "merge::only_what_fits", expect: Expect::Lifted, run: udp_gro::only_what_fits },
+    Case {
+        name: "merge::segments_stay_together",
+        expect: Expect::Lifted,
+        run: udp_gro::segments_stay_together,
+    },
     Case { name: "child::read_own", expect: Expect::Mixed, run: process::read_own },
 ];
 
@@ -423,7 +463,16 @@ impl Ctx {
     /// One or more datagrams, with everything else as usual.
     pub fn shot(&self, to: SocketAddr, payloads: &[&[u8]]) -> Shot {
         let payloads = Payloads::List(payloads.iter().map(|p| p.to_vec()).collect());
-        Shot { from: self.from(to), to, payloads, ttl: None, tos: None, gap_us: 0, asleep: None }
+        Shot {
+            from: self.from(to),
+            to,
+            payloads,
+            ttl: None,
+            tos: None,
+            gap_us: 0,
+            asleep: None,
+            segment: None,
+        }
     }
 
     /// Sends datagrams; they may still be on their way.

@@ -59,6 +59,13 @@ fn side_of(settings: &Value, bench: &str, side: &str) -> String {
             binary(number("tuned_rcvbuf"))
         ),
         ("hoist", Family::RoundTrips) => format!("the program as is under hoist run, nice 0, {}", spinning()),
+        ("hoist-lift", Family::RoundTrips) => format!("the same under hoist run --tcp lift, {}", spinning()),
+        ("hoist-lift", _) => {
+            format!("the same program under hoist run --tcp lift --spin-us {}", kinds::SPIN_US)
+        }
+        ("hoist-chunks", _) => {
+            "the same, but the program takes payload where it lies (hoist_recv_chunk)".into()
+        }
         ("hoist", Family::Answers) => "the same program as is under hoist run, nice 0".into(),
         ("hoist", _) => format!("the program as is under hoist run, nice 0, {rcvbuf}"),
         ("limit", Family::RoundTrips) => format!("a raw AF_XDP echo, nice 0, {}", spinning()),

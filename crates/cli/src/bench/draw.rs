@@ -220,6 +220,8 @@ fn rank(side: &str, index: usize) -> usize {
         "kernel" => 0,
         "kernel-tuned" => 1,
         "hoist" => 2,
+        "hoist-lift" => 4,
+        "hoist-chunks" => 5,
         "limit" => 3,
         _ => 4 + index % 4,
     }

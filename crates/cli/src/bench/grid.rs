@@ -38,6 +38,21 @@ pub(crate) fn of_bench(document: &Document, bench: &str) -> Vec<Grid> {
     grids
 }
 
+/// What the CPU time consists of, where the bench takes it apart so: medians.
+fn parts(rows: &[&Row], places: &[(Option<&Point>, &str)]) -> Option<String> {
+    let of_side = |&(point, side): &(Option<&Point>, &str)| {
+        let median = |metric: &str| {
+            let is_it = |row: &&&Row| row.point.as_ref() == point && row.side == side && row.metric == metric;
+            rows.iter().find(is_it).map(|row| format!("{:.3}", row.median))
+        };
+        let medians: Option<Vec<_>> = kinds::BULK_PARTS.iter().map(|(name, _)| median(name)).collect();
+        Some(format!("{side} {}", medians?.join(" + ")))
+    };
+    let sides: Vec<_> = places.iter().filter_map(of_side).collect();
+    let names = kinds::BULK_PARTS.map(|(_, name)| name).join(" + ");
+    (!sides.is_empty()).then(|| format!("of CPU time, {names}: {}", sides.join(", ")))
+}
+
 fn point_name(row: &Row) -> &str {
     row.point.as_ref().map_or("", |point| &point.name)
 }
@@ -52,6 +67,7 @@ fn grid(title: &str, rows: &[&Row]) -> Grid {
         .map(|metric| Column::of(metric, &results))
         .partition(|column| column.rows.iter().any(|row| row.max != 0.0));
     let places = places(&results);
+    let zeros = zeros.iter().map(|column| format!("{}: 0 in every sample", column.metric));
     let name = point_name(rows[0]);
     let first = (!name.is_empty()).then(|| name.to_owned());
     let header = first.into_iter().chain(["side".into(), "n".into()]);
@@ -60,7 +76,7 @@ fn grid(title: &str, rows: &[&Row]) -> Grid {
         sides: Vec::new(),
         header: header.chain(columns.iter().flat_map(Column::header)).collect(),
         lines: lines(&places, &columns),
-        remarks: zeros.iter().map(|column| format!("{}: 0 in every sample", column.metric)).collect(),
+        remarks: zeros.chain(parts(rows, &places)).collect(),
     }
 }
 
@@ -165,6 +181,20 @@ mod tests {
             assert_eq!(has, is_told, "{share}");
             run.rows.pop();
         }
+    }
+
+    #[test]
+    fn what_cpu_time_consists_of_is_a_remark() {
+        let mut run = made_up::document();
+        let row = run.rows.iter().find(|row| row.metric == "goodput").unwrap().clone();
+        run.rows.retain(|row| row.metric != kinds::BULK_PARTS[0].0);
+        for (index, (metric, _)) in kinds::BULK_PARTS.into_iter().enumerate() {
+            let median = 0.1 * (index + 1) as f64;
+            run.rows.push(Row { metric: metric.into(), better: Better::Neither, median, ..row.clone() });
+        }
+        let remarks = of_bench(&run, "udp-overload").remove(0).remarks;
+        let expected = "of CPU time, NAPI + program + program in the kernel: kernel 0.100 + 0.200 + 0.300";
+        assert_eq!(remarks.last().unwrap(), expected);
     }
 
     #[test]

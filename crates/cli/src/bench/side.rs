@@ -12,6 +12,11 @@ use anyhow::{Context, Result};
 use hoist_wire::Precedence;
 use serde::Serialize;
 
+/// Whether rows of this name are Hoist's: as is, or run in another way.
+pub(crate) fn is_hoist(name: &str) -> bool {
+    name == Side::Hoist.name() || name.starts_with("hoist-")
+}
+
 /// Who receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -45,13 +50,24 @@ impl Side {
 
     /// `command` as this side starts it: under `hoist run`, or as it is.
     pub(crate) fn wrap(self, plan: &Plan, command: Vec<String>) -> Result<Vec<String>> {
+        self.wrap_with(plan, &[], command)
+    }
+
+    /// The same, with further options of `hoist run`.
+    pub(crate) fn wrap_with(
+        self,
+        plan: &Plan,
+        options: &[&str],
+        command: Vec<String>,
+    ) -> Result<Vec<String>> {
         if self != Self::Hoist {
             return Ok(command);
         }
         let hoist = std::env::current_exe().context("finding this program (/proc/self/exe)")?;
         let run = [&hoist.display().to_string(), "run", "--dev", "vb", "--require"].map(String::from);
         let status = plan.status.iter().flat_map(|path| ["--json".into(), path.display().to_string()]);
-        Ok(run.into_iter().chain(status).chain(["--".into()]).chain(command).collect())
+        let options = options.iter().map(|option| (*option).to_owned());
+        Ok(run.into_iter().chain(status).chain(options).chain(["--".into()]).chain(command).collect())
     }
 
     /// The sink that receives on `port`, as this side starts it.

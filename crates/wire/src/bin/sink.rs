@@ -4,7 +4,7 @@
 //! `--idle-ms N` after a first datagram, or on SIGTERM. Then it prints one line of JSON: datagrams, bytes, what the stamps
 //! tell, its CPU time from the first datagram on. `--delay N` takes the one-way delay of one datagram in N.
 //!
-//! What a program can do for itself: `--rcvbuf BYTES`; `--batch N` receives by recvmmsg(2); `--busy-poll US` has reads run the
+//! What a program can do for itself: `--rcvbuf BYTES`; `--batch N` receives by recvmmsg(2); `--gro` asks for merged datagrams; `--busy-poll US` has reads run the
 //! driver. `--sockets N` receives on N ports from PORT on, by epoll; `--epoll` has one socket read so too.
 
 #![deny(unsafe_code)]
@@ -51,7 +51,7 @@ fn run() -> Result<(), String> {
 }
 
 const USAGE: &str = "usage: hoist-sink ADDRESS:PORT [--seconds N] [--idle-ms N] [--rcvbuf BYTES] [--batch N] \
-                     [--busy-poll US] [--sockets N] [--epoll] [--delay N]";
+                     [--gro] [--busy-poll US] [--sockets N] [--epoll] [--delay N]";
 
 struct Options {
     address: SocketAddr,
@@ -59,6 +59,7 @@ struct Options {
     idle: Duration,
     rcvbuf: Option<i32>,
     batch: usize,
+    gro: bool,
     busy_poll_us: Option<i32>,
     sockets: u16,
     epoll: bool,
@@ -74,29 +75,35 @@ impl Options {
             idle: Duration::from_millis(200),
             rcvbuf: None,
             batch: 1,
+            gro: false,
             busy_poll_us: None,
             sockets: 1,
             epoll: false,
             delay_every: 0,
         };
         while let Some(name) = args.next() {
-            if name == "--epoll" {
-                options.epoll = true;
-                continue;
-            }
-            let value: u32 = args.next().and_then(|value| value.parse().ok()).ok_or(USAGE)?;
             match name.as_str() {
-                "--seconds" => options.seconds = value.into(),
-                "--idle-ms" => options.idle = Duration::from_millis(value.max(1).into()),
-                "--rcvbuf" => options.rcvbuf = Some(value as i32),
-                "--batch" => options.batch = value.clamp(1, 1024) as usize,
-                "--busy-poll" => options.busy_poll_us = Some(value as i32),
-                "--sockets" => options.sockets = value.clamp(1, 60_000) as u16,
-                "--delay" => options.delay_every = value,
-                _ => return Err(USAGE.into()),
+                "--epoll" => options.epoll = true,
+                "--gro" => options.gro = true,
+                _ => options.set(&name, args.next())?,
             }
         }
         Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: Option<String>) -> Result<(), String> {
+        let value: u32 = value.and_then(|value| value.parse().ok()).ok_or(USAGE)?;
+        match name {
+            "--seconds" => self.seconds = value.into(),
+            "--idle-ms" => self.idle = Duration::from_millis(value.max(1).into()),
+            "--rcvbuf" => self.rcvbuf = Some(value as i32),
+            "--batch" => self.batch = value.clamp(1, 1024) as usize,
+            "--busy-poll" => self.busy_poll_us = Some(value as i32),
+            "--sockets" => self.sockets = value.clamp(1, 60_000) as u16,
+            "--delay" => self.delay_every = value,
+            _ => return Err(USAGE.into()),
+        }
+        Ok(())
     }
 
     fn by_epoll(&self) -> bool {
@@ -118,6 +125,9 @@ fn open(options: &Options, i: u16) -> Result<UdpSocket, String> {
     }
     if let Some(us) = options.busy_poll_us {
         sys::set_busy_poll(&socket, us).map_err(|e| format!("setsockopt SO_BUSY_POLL {us}: {e}"))?;
+    }
+    if options.gro {
+        sys::set_gro(&socket).map_err(|e| format!("setsockopt UDP_GRO: {e}"))?;
     }
     socket.set_read_timeout(Some(options.idle)).map_err(|e| format!("setsockopt SO_RCVTIMEO: {e}"))?;
     socket.set_nonblocking(options.by_epoll()).map_err(|e| format!("fcntl O_NONBLOCK: {e}"))?;
@@ -151,7 +161,7 @@ impl Sink {
     fn new(options: &Options) -> Self {
         Self {
             tally: Tally::with_delay(options.delay_every),
-            batch: sys::Batch::new(options.batch),
+            batch: sys::Batch::new(options.batch, options.gro),
             start: Instant::now(),
             seconds: options.seconds,
             idle: options.idle,
@@ -192,7 +202,7 @@ impl Sink {
     fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
         match self.batch.receive(socket, |payload| self.tally.count(payload)) {
             Err(e) if e.kind() == ErrorKind::Interrupted => Ok(()),
-            other => other,
+            other => other.map(|()| self.tally.reads += 1),
         }
     }
 
@@ -210,15 +220,20 @@ mod sys {
 
     const LONGEST: usize = 65536;
 
-    /// Room for the datagrams of one call.
+    /// Of one control message, as aligned as a cmsghdr.
+    type Control = [u64; 3];
+
+    /// Room for what one call takes.
     pub(super) struct Batch {
         buffers: Vec<u8>,
         headers: Vec<libc::mmsghdr>,
+        controls: Vec<Control>,
         _vectors: Vec<libc::iovec>, // the headers point to them
     }
 
     impl Batch {
-        pub(super) fn new(datagrams: usize) -> Self {
+        /// With `gro` one read may be several datagrams, and is told how long they are.
+        pub(super) fn new(datagrams: usize, gro: bool) -> Self {
             let mut buffers = vec![0; datagrams * LONGEST];
             let vector =
                 |buffer: &mut [u8]| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: LONGEST };
@@ -230,25 +245,50 @@ mod sys {
                 header
             };
             let headers = vectors.iter_mut().map(header).collect();
-            Self { buffers, headers, _vectors: vectors }
+            let controls = vec![Control::default(); if gro { datagrams } else { 0 }];
+            Self { buffers, headers, controls, _vectors: vectors }
         }
 
         /// One recvfrom for one datagram, else one recvmmsg that waits for the first only.
         pub(super) fn receive(&mut self, socket: &UdpSocket, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-            if let [_] = self.headers[..] {
+            if self.headers.len() == 1 && self.controls.is_empty() {
                 let (length, _) = socket.recv_from(&mut self.buffers)?;
                 each(&self.buffers[..length]);
                 return Ok(());
+            }
+            for (header, control) in self.headers.iter_mut().zip(&mut self.controls) {
+                header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+                header.msg_hdr.msg_controllen = size_of::<Control>();
             }
             let (headers, count) = (self.headers.as_mut_ptr(), self.headers.len() as u32);
             let (flags, forever) = (libc::MSG_WAITFORONE, std::ptr::null_mut());
             // SAFETY: the headers and what they point to are ours and live across the call; no timespec.
             let count = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, flags, forever) };
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-            let lengths = self.headers[..count].iter().map(|header| header.msg_len as usize);
-            self.buffers.chunks(LONGEST).zip(lengths).for_each(|(buffer, length)| each(&buffer[..length]));
+            for (buffer, header) in self.buffers.chunks(LONGEST).zip(&self.headers[..count]) {
+                let bytes = &buffer[..header.msg_len as usize];
+                match segment(&header.msg_hdr) {
+                    None => each(bytes),
+                    Some(length) => bytes.chunks(length).for_each(&mut each),
+                }
+            }
             Ok(())
         }
+    }
+
+    /// How long each of several merged datagrams is but the last (`udp_cmsg_recv`).
+    fn segment(header: &libc::msghdr) -> Option<usize> {
+        // SAFETY: control and its length are what the kernel left; the message is an int when it is of this type.
+        unsafe {
+            let message = libc::CMSG_FIRSTHDR(header).as_ref()?;
+            let found = (message.cmsg_level, message.cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO);
+            let length = found.then(|| libc::CMSG_DATA(message).cast::<i32>().read_unaligned())?;
+            usize::try_from(length).ok().filter(|length| *length > 0)
+        }
+    }
+
+    pub(super) fn set_gro(socket: &UdpSocket) -> io::Result<()> {
+        set_at(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
     }
 
     /// Beyond net.core.rmem_max where that is allowed.
@@ -265,10 +305,13 @@ mod sys {
     }
 
     fn set(socket: &UdpSocket, option: i32, value: i32) -> io::Result<()> {
+        set_at(socket, libc::SOL_SOCKET, option, value)
+    }
+
+    fn set_at(socket: &UdpSocket, level: i32, option: i32, value: i32) -> io::Result<()> {
         // SAFETY: passes a pointer to an int that outlives the call, and its size.
-        let result = unsafe {
-            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), 4)
-        };
+        let result =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), 4) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 

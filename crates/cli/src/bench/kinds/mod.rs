@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Flows,
     /// Goodput and cost from one socket of a program to ten thousand.
     Sockets,
-    /// Goodput and cost of one TCP connection that is read as fast as it can be.
+    /// Goodput and cost of one TCP connection: as fast as it can be read, and paced.
     TcpBulk,
     /// Round trips over UDP: server blocking and spinning.
     UdpRr,
@@ -127,7 +127,13 @@ pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
 pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
     let hidden: &[&str] = match bench == Kind::PassCost.name() {
         true => &[GOODPUT.name, LOSS.name, REORDERED.name],
-        false => &[LOSS.name, REORDERED.name],
+        false => &[
+            LOSS.name,
+            REORDERED.name,
+            tcp_bulk::TO_KERNEL.name,
+            tcp_bulk::TO_TUNED.name,
+            tcp_bulk::SENT_AGAIN.name,
+        ],
     };
     !hidden.contains(&metric)
 }
@@ -135,7 +141,9 @@ pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
 /// How long servers spin where they do.
 pub(crate) const SPIN_US: u32 = rr::SPIN_US;
 /// Of kernel-tuned in tcp-bulk.
-pub(crate) use tcp_bulk::{BOUNDED_RCVBUF as BULK_RCVBUF, BUSY_POLL_US as BULK_BUSY_POLL_US};
+pub(crate) use tcp_bulk::{
+    BOUNDED_RCVBUF as BULK_RCVBUF, BUSY_POLL_US as BULK_BUSY_POLL_US, PARTS as BULK_PARTS,
+};
 
 /// The rate that a point offers, as far as the point tells: its value, or what its name has after `at`.
 pub(crate) fn offered(point: &Point) -> Option<f64> {

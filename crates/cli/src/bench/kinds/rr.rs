@@ -38,11 +38,13 @@ pub(super) enum Transport {
     Tcp,
 }
 
+/// The kernel's server that asks again and again.
+const NONBLOCKING: &str = "kernel-nonblocking";
+/// Under `hoist run --tcp lift`.
+pub(super) const LIFTING: &str = "hoist-lift";
+
 pub(super) fn prepare(stage: &mut Stage, transport: Transport) -> Result<Box<dyn Bench>> {
     sibling("hoist-rr")?;
-    if transport == Transport::Tcp {
-        stage.note("hoist passes TCP: its rows show what that costs".into());
-    }
     Ok(Box::new(Rr { transport, _polled: PolledWire::set(stage.testbed.wire())? }))
 }
 
@@ -71,11 +73,14 @@ impl Bench for Rr {
     fn round(&mut self, stage: &mut Stage) -> Result<()> {
         for spin_us in [0, SPIN_US] {
             for side in stage.sides(self.sides()) {
-                self.sample(stage, Server { side, spin_us, nonblocking: false })?;
+                self.sample(stage, Server { side, name: side.name(), spin_us })?;
+            }
+            if self.transport == Transport::Tcp && stage.plan.sides.contains(&Side::Hoist) {
+                self.sample(stage, Server { side: Side::Hoist, name: LIFTING, spin_us })?;
             }
         }
         if stage.plan.sides.contains(&Side::KernelTuned) {
-            self.sample(stage, Server { side: Side::Kernel, spin_us: SPIN_US, nonblocking: true })?;
+            self.sample(stage, Server { side: Side::Kernel, name: NONBLOCKING, spin_us: SPIN_US })?;
         }
         Ok(())
     }
@@ -91,12 +96,11 @@ impl Rr {
 
     fn sample(&self, stage: &mut Stage, server: Server) -> Result<()> {
         let point = Point::of("spin-us", server.spin_us.into(), "us");
-        let name = if server.nonblocking { "kernel-nonblocking" } else { server.side.name() };
-        stage.show(name, Some(&point));
+        stage.show(server.name, Some(&point));
         let found =
             stage.retaken(server.side, |testbed, plan| attempt(testbed, plan, server, self.transport))?;
         for (metric, sample) in found.samples() {
-            stage.record(name, Some(&point), metric, sample);
+            stage.record(server.name, Some(&point), metric, sample);
         }
         Ok(())
     }
@@ -106,10 +110,10 @@ impl Rr {
 #[derive(Clone, Copy, Debug)]
 struct Server {
     side: Side,
+    /// The side's, or that of a way to run it.
+    name: &'static str,
     /// 0: it sleeps.
     spin_us: u32,
-    /// The kernel's program asks again and again.
-    nonblocking: bool,
 }
 
 impl Server {
@@ -124,15 +128,12 @@ impl Server {
         let spin = self.spin_us.to_string();
         match self.side {
             Side::Limit if self.spin_us > 0 => command.push("--spin".into()),
-            Side::Kernel if self.nonblocking => command.push("--spin".into()),
+            Side::Kernel if self.name == NONBLOCKING => command.push("--spin".into()),
             Side::KernelTuned if self.spin_us > 0 => command.extend(words(&["--busy-poll", &spin])),
             _ => {}
         }
-        let mut command = self.side.wrap(plan, command)?;
-        if let Some(at) = command.iter().position(|word| word == "run").filter(|_| self.side == Side::Hoist) {
-            command.splice(at + 1..at + 1, words(&["--spin-us", &spin]));
-        }
-        Ok(command)
+        let lifting: &[&str] = if self.name == LIFTING { &["--tcp", "lift"] } else { &[] };
+        self.side.wrap_with(plan, &[&["--spin-us", &spin], lifting].concat(), command)
     }
 }
 
@@ -197,7 +198,7 @@ fn attempt(testbed: &Testbed, plan: &Plan, server: Server, transport: Transport)
     let serving = Serving::watch(testbed, plan, server.side, program)?;
     let client = client(plan, &address, transport)?;
     let report: Report = Program::start(testbed.wire(), plan.wire_cpu, Side::Kernel, &client)?.report()?;
-    let name = server.side.name();
+    let name = server.name;
     let cost = serving.end().with_context(|| format!("side {name}"))?;
     ensure!(report.transactions > 0, "side {name}: nothing was answered");
     if report.wrong > 0 {

@@ -1,0 +1,217 @@
+//! Generic receive offload for TCP: consecutive segments of a flow become one packet.
+//!
+//! The rules are those of `inet_gro_receive`, `ipv6_gro_receive` and `tcp_gro_receive`, where they differ between
+//! kernels the strictest; docs/gro.md has them in one table. Only headers are held: whoever owns the frames keeps the
+//! payload, which [`Merged::payload_len`] counts.
+
+mod headers;
+mod merged;
+mod table;
+
+pub use merged::Merged;
+
+use crate::{
+    flow::FlowKey,
+    tcp::{CWR, FIN, PSH, RST, SYN, Segment, URG},
+};
+use headers::{Headers, Probe};
+use table::Table;
+
+/// Bytes of the longest headers of a segment: Ethernet, IPv6, TCP with options.
+pub const MAX_HEADERS: usize = 14 + 40 + 60;
+/// Most packets that are held.
+pub const MAX_FLOWS: usize = 64;
+/// Most bytes of payload in one packet. `skb_gro_receive` keeps a packet from its network header on below 65,536 bytes
+/// (`GRO_LEGACY_MAX_SIZE`).
+pub const MAX_BYTES: u32 = 65_535 - 40 - 60;
+
+/// A packet that has a segment with one of these is complete. `tcp_gro_receive`.
+const CLOSING: u8 = PSH | FIN;
+/// A segment with one of these is never merged. `tcp_gro_receive`; CWR in front of others only in kernels whose
+/// segmentation clears it again.
+const SOLITARY: u8 = SYN | RST | URG | CWR;
+
+/// What may be held; values out of range are brought into it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Packets held at once, one a flow: 1 to the engine's room.
+    pub flows: usize,
+    /// Payload bytes of one packet: at most [`MAX_BYTES`]. A longer segment passes alone.
+    pub bytes: u32,
+    /// Segments of one packet; below 2 nothing is merged.
+    pub segments: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 8, bytes: MAX_BYTES, segments: u32::MAX }
+    }
+}
+
+/// What an engine did since it was made: segments merged, and why packets were given out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Segments added to a packet that was held.
+    pub merged: u64,
+    /// Packets of one segment that was not held: its flags, no payload, or longer than a packet may be.
+    pub alone: u64,
+    /// By PSH or FIN of the last segment.
+    pub pushed: u64,
+    /// The last segment was shorter than the first.
+    pub short: u64,
+    /// No room for the next segment, or no more segments allowed.
+    pub full: u64,
+    /// The next segment began elsewhere.
+    pub gap: u64,
+    /// The next segment had another header.
+    pub differed: u64,
+    /// The next segment was longer than the first.
+    pub longer: u64,
+    /// The next segment is one that is never merged.
+    pub overtaken: u64,
+    /// The place was needed for another flow.
+    pub evicted: u64,
+    /// By [`Gro::flush_flow`] or [`Gro::flush_all`].
+    pub asked: u64,
+}
+
+/// Why a packet is complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cause {
+    Alone,
+    Pushed,
+    Short,
+    Full,
+    Gap,
+    Differed,
+    Longer,
+    Overtaken,
+    Evicted,
+    Asked,
+}
+
+impl Counts {
+    fn add(&mut self, cause: Cause) {
+        let count = match cause {
+            Cause::Alone => &mut self.alone,
+            Cause::Pushed => &mut self.pushed,
+            Cause::Short => &mut self.short,
+            Cause::Full => &mut self.full,
+            Cause::Gap => &mut self.gap,
+            Cause::Differed => &mut self.differed,
+            Cause::Longer => &mut self.longer,
+            Cause::Overtaken => &mut self.overtaken,
+            Cause::Evicted => &mut self.evicted,
+            Cause::Asked => &mut self.asked,
+        };
+        *count += 1;
+    }
+}
+
+/// Merges segments of up to `FLOWS` flows at a time, at most [`MAX_FLOWS`]. Of a fixed size, some 160 bytes a flow; nothing is
+/// allocated.
+#[derive(Clone, Debug)]
+pub struct Gro<const FLOWS: usize = MAX_FLOWS> {
+    table: Table<FLOWS>,
+    limits: Limits,
+    counts: Counts,
+}
+
+impl<const FLOWS: usize> Gro<FLOWS> {
+    /// An engine that holds nothing yet.
+    pub fn new(limits: Limits) -> Self {
+        const { assert!(FLOWS >= 1 && FLOWS <= MAX_FLOWS, "a bit of 64 for each flow") };
+        let flows = limits.flows.clamp(1, FLOWS);
+        let limits = Limits { flows, bytes: limits.bytes.min(MAX_BYTES), ..limits };
+        Self { table: Table::new(flows), limits, counts: Counts::default() }
+    }
+
+    /// Takes the headers of `segment`, which was parsed from `frame`; the payload is not looked at, nor need it be
+    /// there. `out` gets every packet that this completes. Packets of one flow come out in the order of their segments.
+    ///
+    /// A segment that cannot be of this frame is ignored.
+    #[inline]
+    pub fn receive(&mut self, frame: &[u8], segment: &Segment, out: &mut impl FnMut(&Merged)) {
+        let Some(headers) = Headers::of(frame, segment) else { return };
+        match self.table.find(&headers) {
+            Some(slot) => self.join(slot, &headers, segment, out),
+            None => self.begin(&headers, segment, out),
+        }
+    }
+
+    /// Gives out what is held of a flow.
+    pub fn flush_flow(&mut self, key: &FlowKey, out: &mut impl FnMut(&Merged)) {
+        let Some(probe) = Probe::new(key) else { return };
+        if let Some(slot) = self.table.find(&probe.headers()) {
+            self.complete(slot, Cause::Asked, out);
+        }
+    }
+
+    /// Gives out all that is held, what was begun first first.
+    pub fn flush_all(&mut self, out: &mut impl FnMut(&Merged)) {
+        while let Some(slot) = self.table.oldest() {
+            self.complete(slot, Cause::Asked, out);
+        }
+    }
+
+    /// Nothing is held.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    #[inline]
+    fn join(&mut self, slot: usize, headers: &Headers<'_>, segment: &Segment, out: &mut impl FnMut(&Merged)) {
+        let held = self.table.held_mut(slot);
+        if let Err(cause) = held.admits(headers, segment, &self.limits) {
+            self.complete(slot, cause, out);
+            return self.begin(headers, segment, out);
+        }
+        held.append(segment);
+        let closed = held.closed(segment, &self.limits);
+        self.counts.merged += 1;
+        if let Some(cause) = closed {
+            self.complete(slot, cause, out);
+        }
+    }
+
+    /// Holds a segment of a flow of which nothing is held, or lets it pass alone.
+    fn begin(&mut self, headers: &Headers<'_>, segment: &Segment, out: &mut impl FnMut(&Merged)) {
+        let first = Merged::first(headers, segment);
+        if !self.may_grow(headers, segment) {
+            self.counts.add(Cause::Alone);
+            return give(first, out);
+        }
+        if let Some(slot) = self.table.crowded() {
+            self.complete(slot, Cause::Evicted, out);
+        }
+        self.table.insert(headers, first);
+    }
+
+    fn may_grow(&self, headers: &Headers<'_>, segment: &Segment) -> bool {
+        let len = segment.payload_len();
+        len != 0
+            && len <= self.limits.bytes
+            && self.limits.segments > 1
+            && segment.flags & (CLOSING | SOLITARY) == 0
+            && !headers.has_reserved_fragment_bit()
+    }
+
+    fn complete(&mut self, slot: usize, cause: Cause, out: &mut impl FnMut(&Merged)) {
+        self.counts.add(cause);
+        let held = self.table.held_mut(slot);
+        held.finish();
+        out(held);
+        self.table.remove(slot);
+    }
+}
+
+fn give(mut merged: Merged, out: &mut impl FnMut(&Merged)) {
+    merged.finish();
+    out(&merged);
+}
