@@ -21,6 +21,8 @@ TCP_FLOWS_MAP;
 TCP_SLOTS_MAP;
 TCP_PORTS_MAP; /* not used here: made with the others */
 
+MAP(tcp_closed, BPF_MAP_TYPE_ARRAY, __u32, struct tcp_closed, 1, 0);
+
 /* One bit for every port of --tcp PORT,...; not looked at if all are selected. */
 MAP(tcp_selected, BPF_MAP_TYPE_ARRAY, __u32, __u64, 65536 / 64, 0);
 
@@ -139,6 +141,22 @@ static __always_inline void publish(struct bpf_sock_ops *ctx, int connected)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+static __always_inline void sum(const struct tcp_slot *slot)
+{
+	__u32 zero = 0;
+	struct tcp_closed *closed = bpf_map_lookup_elem(&tcp_closed, &zero);
+
+	if (!closed)
+		return;
+	__sync_fetch_and_add(&closed->connections, 1);
+	__sync_fetch_and_add(&closed->lifted_bytes, slot->lifted_bytes);
+	__sync_fetch_and_add(&closed->passed_bytes, slot->passed_bytes);
+	__sync_fetch_and_add(&closed->lifts, slot->lifts);
+	__sync_fetch_and_add(&closed->bad_checksum, slot->bad_checksum);
+	__sync_fetch_and_add(&closed->rode, slot->rode);
+	__sync_fetch_and_add(&closed->rode_real, slot->rode_real);
+}
+
 /* Programs may have written anything in the slot: the flow is the socket's own, and goes first. */
 static __always_inline void retire(struct bpf_sock_ops *ctx)
 {
@@ -154,8 +172,11 @@ static __always_inline void retire(struct bpf_sock_ops *ctx)
 		__u32 index = (cookie + probe) % TCP_SLOTS;
 		struct tcp_slot *slot = bpf_map_lookup_elem(&tcp_slots, &index);
 
-		if (slot && *(volatile __u64 *)&slot->word >> 2 == cookie)
+		if (slot && *(volatile __u64 *)&slot->word >> 2 == cookie) {
+			sum(slot);
 			__sync_lock_test_and_set(&slot->word, 0);
+			return;
+		}
 	}
 }
 

@@ -110,6 +110,17 @@ struct tcp_slot {
 	__u64 rode_real; /* segments that rode with their payload */
 };
 
+/* Sums over connections that are closed, of what stood in their slots. */
+struct tcp_closed {
+	__u64 connections;
+	__u64 lifted_bytes;
+	__u64 passed_bytes;
+	__u64 lifts;
+	__u64 bad_checksum;
+	__u64 rode;
+	__u64 rode_real;
+};
+
 /* Value of tcp_flows, which programs cannot write as they can the slots. */
 struct tcp_flow {
 	__u64 cookie; /* SO_COOKIE */

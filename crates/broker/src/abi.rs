@@ -21,6 +21,19 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// `struct tcp_closed`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct TcpClosed {
+    pub(crate) connections: u64,
+    pub(crate) lifted_bytes: u64,
+    pub(crate) passed_bytes: u64,
+    pub(crate) lifts: u64,
+    pub(crate) bad_checksum: u64,
+    pub(crate) rode: u64,
+    pub(crate) rode_real: u64,
+}
+
 /// `struct lift_key`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -53,6 +66,7 @@ const _: () = {
     assert!(size_of::<Counter>() == 16 && offset_of!(Counter, bytes) == 8);
     assert!(size_of::<LiftKey>() == 20 && offset_of!(LiftKey, port) == 16 && offset_of!(LiftKey, zero) == 18);
     assert!(size_of::<FlowKey>() == 36 && offset_of!(FlowKey, source_port) == 32);
+    assert!(size_of::<TcpClosed>() == 56 && offset_of!(TcpClosed, rode_real) == 48);
     assert!(size_of::<SteerDevice>() == 12 && offset_of!(SteerDevice, max_frame) == 8);
 };
 
@@ -64,6 +78,8 @@ unsafe impl aya::Pod for LiftKey {}
 unsafe impl aya::Pod for FlowKey {}
 // SAFETY: plain integers without padding.
 unsafe impl aya::Pod for SteerDevice {}
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for TcpClosed {}
 
 impl From<Key> for LiftKey {
     fn from(Key { address, port }: Key) -> Self {

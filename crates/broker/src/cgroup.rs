@@ -28,8 +28,7 @@ impl Cgroup {
     pub(crate) fn make() -> Result<Self, Error> {
         let own = own_directory().ok_or_else(|| {
             Error::Other(
-                "no cgroup v2 is mounted where hoist sees it: mount -t cgroup2 none /sys/fs/cgroup/unified, \
-                 and enter namespaces by nsenter --net rather than ip netns exec, which hides it"
+                "no cgroup v2 is mounted where hoist sees it: mount -t cgroup2 none /sys/fs/cgroup/unified"
                     .into(),
             )
         })?;
@@ -115,19 +114,27 @@ fn is_gone(pid: u32) -> bool {
     !Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// This process's own directory in cgroup v2, as its own mounts show it, or as the first process's do: `ip netns exec`
-/// hides the former under a fresh sysfs.
+/// This process's own directory in cgroup v2, as its own mounts show it or those of a process that it descends from:
+/// `ip netns exec` hides it under a fresh sysfs.
 fn own_directory() -> Option<PathBuf> {
     let own = own_path(&fs::read_to_string("/proc/self/cgroup").ok()?)?;
-    [("/proc/self/mountinfo", ""), ("/proc/1/mountinfo", "/proc/1/root")].into_iter().find_map(
-        |(mounts, root)| {
-            let places = directories(&fs::read_to_string(mounts).ok()?, &own);
-            places
-                .into_iter()
-                .map(|place| PathBuf::from(format!("{root}{place}")))
-                .find(|place| place.join("cgroup.procs").exists())
-        },
-    )
+    ancestors().find_map(|pid| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+        let seen = |place| PathBuf::from(format!("/proc/{pid}/root{place}"));
+        directories(&mounts, &own).into_iter().map(seen).find(|place| place.join("cgroup.procs").exists())
+    })
+}
+
+/// This process, its parent, and so on.
+fn ancestors() -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(std::process::id()), |pid| {
+        parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?).filter(|&pid| pid > 0)
+    })
+}
+
+/// The field behind the name and the state (proc_pid_stat(5)); the name may hold anything.
+fn parent(stat: &str) -> Option<u32> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// Its path within the hierarchy (cgroups(7), `0::PATH`).
@@ -175,6 +182,13 @@ mod tests {
         assert!(directories("garbage - cgroup2 \n- \n", "/").is_empty());
         assert_eq!(own_path("1:cpu:/c\n0::/a\n"), Some("/a".into()));
         assert_eq!(own_path("1:cpu:/c\n"), None);
+    }
+
+    #[test]
+    fn a_parent_is_found_whatever_the_name_of_its_child() {
+        assert_eq!(parent("7 (a) b (c)) S 42 7 7 0"), Some(42));
+        assert_eq!((parent("7 (a"), parent("")), (None, None));
+        assert_eq!(ancestors().nth(1), Some(std::os::unix::process::parent_id()));
     }
 
     #[test]

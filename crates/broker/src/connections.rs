@@ -1,10 +1,11 @@
 //! The TCP connections of a run: `conns` in the run's cgroup, and the maps that it shares with `steer` and `ride_in`.
 
 use crate::{
+    abi::TcpClosed,
     cgroup::Cgroup,
     error::{Context, Error, bpf},
     server::{Ports, Tcp},
-    status::{ConnectionStatus, StreamTraffic},
+    status::{ClosedConnections, ConnectionStatus, StreamTraffic},
     sys,
 };
 use aya::{
@@ -91,6 +92,21 @@ impl Connections {
             Some((cookie, status(slot, steering)))
         });
         open.collect()
+    }
+
+    /// The closed ones, summed.
+    pub(crate) fn closed(&self) -> ClosedConnections {
+        let map = self.ebpf.map("tcp_closed").and_then(|map| Array::<_, TcpClosed>::try_from(map).ok());
+        let sums = map.and_then(|map| map.get(&0, 0).ok()).unwrap_or_default();
+        let traffic = StreamTraffic {
+            lifted_bytes: sums.lifted_bytes,
+            passed_bytes: sums.passed_bytes,
+            lifts: sums.lifts,
+            bad_checksum: sums.bad_checksum,
+            rode: sums.rode,
+            rode_real: sums.rode_real,
+        };
+        ClosedConnections { connections: sums.connections, traffic }
     }
 
     /// Lifts nothing any more. Counts of ports are the holder's of the rings alone, and so are all gone with it.

@@ -12,9 +12,7 @@ use crate::{
     registry::{Channel, Closed, is_pass},
     rules::{Change, Op, Place, Table, expand},
     sock_diag::{Entry, SockDiag},
-    status::{
-        ClosedConnections, ConnectionStatus, DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status,
-    },
+    status::{ConnectionStatus, DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status},
     status_socket::StatusSocket,
     steer::Steer,
     sys,
@@ -165,8 +163,6 @@ pub struct Broker {
     pub(crate) closed: Closed,
     past_processes: VecDeque<ProcessStatus>,
     past_rings: BTreeMap<(String, u32), RingStatus>,
-    /// Of processes that have ended.
-    past_connections: ClosedConnections,
     leaked_frames: i64,
     leases_ended: u64,
     messages: VecDeque<String>,
@@ -226,7 +222,6 @@ impl Broker {
             closed: Closed::default(),
             past_processes: VecDeque::new(),
             past_rings: BTreeMap::new(),
-            past_connections: ClosedConnections::default(),
             leaked_frames: 0,
             leases_ended: 0,
             messages: VecDeque::new(),
@@ -368,7 +363,6 @@ impl Broker {
         for socket in channel.sockets.values() {
             self.closed.add(&channel.socket_status(socket));
         }
-        self.past_connections.add(&channel.page.tcp_closed);
         let _ = self.poll.delete(&channel.socket);
         let _ = self.poll.delete(&channel.pidfd);
         let past = ProcessStatus { ended: true, ..process_status(&channel, false) };
@@ -686,7 +680,7 @@ impl Broker {
             sockets: sockets.collect(),
             closed: self.closed.list(),
             connections: self.connection_statuses(),
-            closed_connections: self.closed_connections(),
+            closed_connections: self.connections.as_ref().map(Connections::closed).unwrap_or_default(),
             rings: self.ring_statuses(),
             leaked_frames: self.leaked_frames,
             leases_ended: self.leases_ended,
@@ -703,12 +697,6 @@ impl Broker {
             }
         }
         open.into_values().collect()
-    }
-
-    fn closed_connections(&self) -> ClosedConnections {
-        let mut sum = self.past_connections.clone();
-        self.channels.values().for_each(|channel| sum.add(&channel.page.tcp_closed));
-        sum
     }
 
     fn ring_statuses(&self) -> Vec<RingStatus> {

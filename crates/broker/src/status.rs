@@ -1,6 +1,6 @@
 //! What `hoist status --json`, `--stats` and SIGUSR1 show: the one definition, described in docs/status.md.
 
-use hoist_ipc::page::{SocketStats, TcpClosed};
+use hoist_ipc::page::SocketStats;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -198,35 +198,6 @@ pub struct StreamTraffic {
     pub rode_real: u64,
 }
 
-impl StreamTraffic {
-    /// What the shim has counted.
-    pub(crate) fn read(closed: &TcpClosed) -> Self {
-        Self {
-            lifted_bytes: closed.lifted_bytes.load(Relaxed),
-            passed_bytes: closed.passed_bytes.load(Relaxed),
-            lifts: closed.lifts.load(Relaxed),
-            bad_checksum: closed.bad_checksum.load(Relaxed),
-            rode: closed.rode.load(Relaxed),
-            rode_real: closed.rode_real.load(Relaxed),
-        }
-    }
-
-    /// Adds another's counts.
-    pub(crate) fn add(&mut self, other: &Self) {
-        let fields = [
-            (&mut self.lifted_bytes, other.lifted_bytes),
-            (&mut self.passed_bytes, other.passed_bytes),
-            (&mut self.lifts, other.lifts),
-            (&mut self.bad_checksum, other.bad_checksum),
-            (&mut self.rode, other.rode),
-            (&mut self.rode_real, other.rode_real),
-        ];
-        for (sum, value) in fields {
-            *sum = sum.saturating_add(value);
-        }
-    }
-}
-
 /// One open TCP connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConnectionStatus {
@@ -256,19 +227,11 @@ pub struct ConnectionStatus {
 /// TCP connections that are closed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClosedConnections {
-    /// How many the programs had read from.
+    /// How many.
     pub connections: u64,
     /// Counters.
     #[serde(flatten)]
     pub traffic: StreamTraffic,
-}
-
-impl ClosedConnections {
-    /// Adds what the shim of one process has counted.
-    pub(crate) fn add(&mut self, closed: &TcpClosed) {
-        self.connections = self.connections.saturating_add(closed.connections.load(Relaxed));
-        self.traffic.add(&StreamTraffic::read(closed));
-    }
 }
 
 /// One ring.

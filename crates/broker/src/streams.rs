@@ -102,7 +102,11 @@ impl Broker {
     /// Says so if the program could not join the cgroup.
     pub fn check_joined(&mut self, pid: u32) {
         let outside = |c: &crate::connections::Connections| !c.cgroup.holds(pid);
-        let lives = || std::path::Path::new(&format!("/proc/{pid}")).exists();
+        // A zombie has left it.
+        let lives = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+        };
         if self.connections.as_ref().is_some_and(outside) && lives() {
             self.say(format!("TCP is not lifted: process {pid} could not join the run's cgroup"));
         }

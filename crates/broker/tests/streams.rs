@@ -68,7 +68,7 @@ impl Run {
 
     #[track_caller]
     fn stream(&mut self, socket: &impl AsFd) -> Reason {
-        let request = Request::Stream { cookie: cookie(socket) };
+        let request = Request::Stream { cookie: cookie(socket), copied: true };
         match self.rig.ask(&mut self.program, request, &[socket.as_fd()]) {
             Reply::Registered { reason, .. } => reason,
             other => panic!("{other:?}"),
@@ -326,7 +326,7 @@ fn what_is_no_connection_of_this_namespace_is_refused_and_the_channel_lives() {
         let (_theirs, foreign) = accepted(tb, &run, tb.host().v4().into());
         let ask = |run: &mut Run, cookie: u64, fd: Option<&dyn AsFd>| {
             let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
-            run.rig.ask(&mut run.program, Request::Stream { cookie }, &fds)
+            run.rig.ask(&mut run.program, Request::Stream { cookie, copied: true }, &fds)
         };
         let refused = |errno: i32| Reply::Refused { errno: errno as u32 };
         assert_eq!(ask(&mut run, cookie(&own), None), refused(libc::EBADF));
@@ -398,6 +398,20 @@ fn without_tcp_or_in_generic_mode_nothing_is_lifted_and_udp_is() {
 }
 
 #[test]
+fn where_the_kernel_copies_and_that_does_not_pay_nothing_is_attached() {
+    on_host(1500, |tb| {
+        let mut run = Run::new(lift(Ports::All));
+        let (own, _peer) = accepted(tb, &run, tb.host().v4().into());
+        let request = Request::Stream { cookie: cookie(&own), copied: false };
+        let reply = run.rig.ask(&mut run.program, request, &[own.as_fd()]);
+        assert!(matches!(reply, Reply::Registered { reason: Reason::NotWorth, .. }), "{reply:?}");
+        assert!(run.program.rings.is_empty() && run.program.slots.is_some());
+        assert_eq!(run.rig.status().devices[0].xdp, "none");
+        assert_eq!(run.stream(&own), Reason::Lifted);
+    });
+}
+
+#[test]
 fn datagrams_and_connections_share_the_rings_whichever_come_first() {
     on_host(1500, |tb| {
         for udp_first in [true, false] {
@@ -433,7 +447,7 @@ fn the_holders_connections_pass_when_it_ends_and_what_was_in_its_rings_rides() {
             let (own, mut peer) = accepted(tb, &run, tb.host().v4().into());
             assert_eq!(run.stream(&own), Reason::Lifted);
             let slot = run.lift(&own);
-            let request = Request::Stream { cookie: cookie(&own) };
+            let request = Request::Stream { cookie: cookie(&own), copied: true };
             let busy = run.rig.ask(&mut second, request, &[own.as_fd()]);
             assert!(matches!(busy, Reply::Registered { reason: Reason::RingsBusy, .. }), "{busy:?}");
             peer.write_all(b"in the ring").unwrap();
@@ -574,18 +588,20 @@ fn connections_that_close_and_come_again_by_the_thousand_leave_nothing() {
 }
 
 #[test]
-fn sums_of_closed_connections_outlive_their_process() {
-    on_host(1500, |_| {
+fn what_stood_in_the_slots_of_closed_connections_is_summed() {
+    on_host(1500, |tb| {
         let mut run = Run::new(lift(Ports::All));
-        run.program.page.tcp_closed.connections.store(2, Relaxed);
-        run.program.page.tcp_closed.lifted_bytes.store(u64::MAX, Relaxed);
-        let second = run.rig.hello();
-        second.page.tcp_closed.lifted_bytes.store(7, Relaxed);
-        assert_eq!(run.rig.status().closed_connections.connections, 2);
-        run.program = second;
-        run.rig.until(|broker| broker.status().processes.iter().any(|p| p.ended));
+        for count in 1..=2 {
+            let (own, peer) = accepted(tb, &run, tb.host().v4().into());
+            assert_eq!(run.stream(&own), Reason::Lifted);
+            let slot = run.slot(&own).unwrap();
+            slot.lifted_bytes.store(10 * count, Relaxed);
+            slot.rode_real.store(count, Relaxed);
+            drop((own, peer));
+            eventually("it is closed", || run.connections().is_empty());
+        }
         let closed = run.rig.status().closed_connections;
-        assert_eq!((closed.connections, closed.traffic.lifted_bytes), (2, u64::MAX));
+        assert_eq!((closed.connections, closed.traffic.lifted_bytes, closed.traffic.rode_real), (2, 30, 3));
     });
 }
 

@@ -126,6 +126,23 @@ fn a_static_program_runs_with_a_warning_and_not_at_all_with_require() {
     assert!(text(&required.stderr).contains("--require"));
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_static_program_whose_connections_are_to_be_lifted_is_refused() {
+    let program = static_program("static-tcp");
+    let path = program.to_str().unwrap();
+    let refused = ["lift", "80,443"].map(|tcp| run(&["--tcp", tcp, "--", path]));
+    let off = run(&["--tcp", "off", "--", path]);
+    fs::remove_file(&program).unwrap();
+    for out in refused {
+        assert_eq!(out.status.code(), Some(1));
+        let error = text(&out.stderr);
+        assert!(error.contains("no connection of") && error.contains("it is statically linked"), "{error}");
+        assert!(error.contains("--tcp off"), "{error}");
+    }
+    assert_eq!(off.status.code(), Some(7));
+}
+
 #[test]
 fn io_uring_is_not_there() {
     let script = "import ctypes; libc=ctypes.CDLL(None,use_errno=True); libc.syscall(425,1,None); print(ctypes.get_errno())";
@@ -262,6 +279,90 @@ fn statistics_are_written_at_exit_where_they_are_asked_for() {
     fs::remove_file(&path).unwrap();
     assert_eq!(json["leaked_frames"], 0);
     assert!(text(&out.stderr).contains("run "));
+}
+
+/// The program's cgroup v2, on its standard output.
+const OWN_CGROUP: &str = "grep ^0:: /proc/self/cgroup | cut -d: -f3-";
+
+/// Where cgroup v2 shows `path`.
+fn cgroup(path: &str) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
+    PathBuf::from(mount.split(' ').nth(4).unwrap()).join(path.trim().trim_start_matches('/'))
+}
+
+#[test]
+fn the_program_and_what_it_starts_are_in_a_cgroup_of_the_run_that_goes_with_it() {
+    if !is_root() {
+        return;
+    }
+    let out = run(&["--", "sh", "-c", &format!("{OWN_CGROUP}; ({OWN_CGROUP})")]);
+    let places: Vec<_> = text(&out.stdout).lines().map(str::to_owned).collect();
+    assert!(places.len() == 2 && places[0] == places[1], "{places:?} {}", text(&out.stderr));
+    assert!(places[0].contains("/hoist-"), "{places:?}");
+    assert!(cgroup("").exists() && !cgroup(&places[0]).exists());
+    let without = run(&["--tcp", "off", "--", "sh", "-c", OWN_CGROUP]);
+    assert!(!text(&without.stdout).contains("hoist-"));
+    let as_user = run(&["--user", "nobody", "--", "sh", "-c", OWN_CGROUP]);
+    assert!(text(&as_user.stdout).contains("/hoist-"), "{}", text(&as_user.stderr));
+}
+
+#[test]
+fn a_run_within_a_run_has_a_cgroup_below_it() {
+    if !is_root() {
+        return;
+    }
+    let out = hoist(&["run", "--", env!("CARGO_BIN_EXE_hoist"), "run", "--", "sh", "-c", OWN_CGROUP]);
+    let out = { out }.output().unwrap();
+    let place = text(&out.stdout);
+    assert_eq!(place.matches("/hoist-").count(), 2, "{place} {}", text(&out.stderr));
+    let outer = place.trim().rsplit_once('/').unwrap().0;
+    assert!(!cgroup(outer).exists());
+}
+
+#[test]
+fn the_cgroup_of_a_killed_run_is_removed_by_the_next_when_nobody_is_left_in_it() {
+    if !is_root() {
+        return;
+    }
+    let (mut child, mut out) = waiting(&[], &format!("echo ready; {OWN_CGROUP}"));
+    // What the shell printed after "ready": its cgroup.
+    let mut place = String::new();
+    let directory = loop {
+        place.clear();
+        out.read_line(&mut place).unwrap();
+        if place.contains("hoist-") {
+            break cgroup(&place);
+        }
+    };
+    let input = child.stdin.take(); // wait() would close it, and so end the program
+    signal(child.id(), nix::sys::signal::Signal::SIGKILL);
+    child.wait().unwrap();
+    assert_eq!(run(&["--", "true"]).status.code(), Some(0));
+    assert!(directory.exists(), "the program goes on");
+    drop(input);
+    out.read_to_string(&mut String::new()).unwrap();
+    let empty =
+        || fs::read_to_string(directory.join("cgroup.events")).is_ok_and(|e| e.contains("populated 0"));
+    while !empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(run(&["--", "true"]).status.code(), Some(0));
+    assert!(!directory.exists());
+}
+
+/// In a mount namespace of its own; the test's mounts go on showing cgroups.
+#[test]
+fn a_run_whose_mounts_hide_the_cgroups_finds_them_all_the_same() {
+    if !is_root() {
+        return;
+    }
+    let script = "umount -l /sys && \"$@\"";
+    let program = ["run", "--", "sh", "-c", OWN_CGROUP];
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_hoist")]).args(program);
+    let out = command.env("HOIST_SHIM", some_library()).output().unwrap();
+    assert!(text(&out.stdout).contains("/hoist-"), "{}", text(&out.stderr));
 }
 
 #[test]

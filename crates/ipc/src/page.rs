@@ -63,26 +63,6 @@ pub struct RingStats {
     pub wakeups: AtomicU64,
 }
 
-/// Sums over TCP connections that are closed; bytes are payload received.
-#[repr(C)]
-#[derive(Default)]
-pub struct TcpClosed {
-    /// How many.
-    pub connections: AtomicU64,
-    /// Taken from frames.
-    pub lifted_bytes: AtomicU64,
-    /// Taken from the kernel socket.
-    pub passed_bytes: AtomicU64,
-    /// Times lifting began.
-    pub lifts: AtomicU64,
-    /// Segments dropped for their checksum.
-    pub bad_checksum: AtomicU64,
-    /// Headers that rode, merged ones once.
-    pub rode: AtomicU64,
-    /// Segments that rode with their payload.
-    pub rode_real: AtomicU64,
-}
-
 /// The page.
 #[repr(C)]
 pub struct StatsPage {
@@ -100,9 +80,7 @@ pub struct StatsPage {
     pub pumps: AtomicU64,
     /// The process has ended by itself and `queued` and `free` of its rings are exact.
     pub accounted: AtomicU64,
-    /// TCP connections whose slot is gone: what it held last.
-    pub tcp_closed: TcpClosed,
-    _pad: [u64; 3],
+    _pad: [u64; 10],
     /// Rings by number.
     pub rings: [RingStats; RINGS],
     /// Sockets by slot.

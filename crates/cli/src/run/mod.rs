@@ -15,7 +15,7 @@ use std::{
     process::ExitCode,
 };
 
-/// Run a program with its UDP datagrams lifted from the network device
+/// Run a program with its UDP datagrams and the payload of its TCP connections lifted from the network device
 ///
 /// The program needs no change and no privilege; hoist does: run it as root and give the program to --user.
 /// The exit status is the program's (128 + signal if one ended it), 127 if there is no such program, 126 if it
@@ -30,7 +30,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "all", value_name = "all|PORT,..|off", value_parser = ports)]
     udp: Ports,
     /// TCP connections to lift: those for which it pays (auto), all (lift), none (off), or all of a list of ports such as
-    /// 80,8000-8100: the local port of an accepted connection, the peer's of one that was connected
+    /// 80,8000-8100: the local port of an accepted connection, the peer's of one that was connected. With lift or a list a
+    /// program that the shim cannot get into, a static one for instance, is not started
     #[arg(long, default_value = "auto", value_name = "auto|lift|off|PORT,..", value_parser = tcp)]
     tcp: Tcp,
     /// What is lifted: whatever comes for a port, or only flows of which the kernel has delivered a datagram, so that
