@@ -16,9 +16,9 @@ pub struct Report {
     /// Open TCP connections.
     #[serde(default)]
     pub connections: Vec<Connection>,
-    /// Closed ones.
+    /// Closed ones, summed.
     #[serde(default)]
-    pub closed_connections: Vec<Connection>,
+    pub closed_connections: Connection,
     /// Rings.
     pub rings: Vec<Ring>,
     /// Frames that were neither here nor there at the end of a lease.
@@ -103,13 +103,13 @@ impl Report {
 
     /// Payload of streams that programs took from frames and from the kernel.
     pub fn stream_bytes(&self) -> (u64, u64) {
-        let all = || self.connections.iter().chain(&self.closed_connections);
+        let all = || self.connections.iter().chain([&self.closed_connections]);
         (all().map(|c| c.lifted_bytes).sum(), all().map(|c| c.passed_bytes).sum())
     }
 
     /// Segments of streams that were dropped for their checksum.
     pub fn bad_checksums(&self) -> u64 {
-        self.connections.iter().chain(&self.closed_connections).map(|c| c.bad_checksum).sum()
+        self.connections.iter().chain([&self.closed_connections]).map(|c| c.bad_checksum).sum()
     }
 
     fn counted(&self) -> impl Iterator<Item = &Socket> {
