@@ -398,16 +398,14 @@ fn without_tcp_or_in_generic_mode_nothing_is_lifted_and_udp_is() {
 }
 
 #[test]
-fn where_the_kernel_copies_and_that_does_not_pay_nothing_is_attached() {
+fn where_the_kernel_copies_auto_attaches_nothing() {
     on_host(1500, |tb| {
-        let mut run = Run::new(lift(Ports::All));
+        let tcp = Tcp { policy: Policy::Auto, ports: Ports::All };
+        let mut run = Run::new(Config { tcp, ..lift(Ports::All) });
         let (own, _peer) = accepted(tb, &run, tb.host().v4().into());
-        let request = Request::Stream { cookie: cookie(&own) };
-        let reply = run.rig.ask(&mut run.program, request, &[own.as_fd()]);
-        assert!(matches!(reply, Reply::Registered { reason: Reason::NotWorth, .. }), "{reply:?}");
+        assert_eq!(run.stream(&own), Reason::NotWorth);
         assert!(run.program.rings.is_empty() && run.program.slots.is_some());
         assert_eq!(run.rig.status().devices[0].xdp, "none");
-        assert_eq!(run.stream(&own), Reason::Lifted);
     });
 }
 
