@@ -5,10 +5,6 @@
 //! wake-up, no setting of the device. Reads that do not block would run the driver too, but give it up each time, and its
 //! own thread then fights the spinning one for the CPU. One thread spins at a time; others sleep as ever.
 //!
-//! An epoll instance that finds nothing for its busy time forgets the NAPI instance (`ep_busy_loop`), and a lifted TCP connection, whose
-//! headers come through the TAP, cannot tell it again. So its busy time is long, and a timer in it ends a turn: then it has found
-//! something.
-//!
 //! The instance is that of a socket in the epoll: an AF_XDP socket where the driver tells its queue the id, or else (veth tells 0)
 //! a UDP socket that has received a datagram through the kernel: see `control::waits_for_a_datagram`.
 
@@ -21,7 +17,7 @@ use crate::{
     wait::Deadline,
 };
 use core::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicU64,
+    AtomicBool, AtomicI32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use hoist_sys::Errno;
@@ -31,18 +27,12 @@ use libc::{c_int, sigset_t};
 static EPOLL: AtomicI32 = AtomicI32::new(-1);
 /// The program's socket through which the epoll knows the NAPI instance, -1: none.
 static HELPER: AtomicI32 = AtomicI32::new(-1);
-/// The timer that ends a turn, -1: none.
-static TIMER: AtomicI32 = AtomicI32::new(-1);
-/// When it ends one, CLOCK_MONOTONIC ns.
-static TIMER_AT: AtomicU64 = AtomicU64::new(0);
 /// Some thread spins.
 static SPINNING: AtomicBool = AtomicBool::new(false);
 
 const SO_INCOMING_NAPI_ID: c_int = 56;
 /// While it runs the driver, the kernel looks at no signal: not for longer than this at a time.
 const SLICE_US: u32 = 50;
-/// Busy time where the timer ends a turn.
-const LONG_US: u32 = 1_000_000;
 
 /// Whether threads spin at all.
 #[inline]
@@ -55,25 +45,8 @@ pub(crate) fn open(us: u32) {
     if us == 0 || spins() {
         return;
     }
-    let timer = sys::timerfd().ok().and_then(control::hide);
-    let busy_us = if timer.is_some() { LONG_US } else { us.min(SLICE_US) };
-    let Some(epoll) = sys::busy_epoll(busy_us).ok().and_then(control::hide) else {
-        return timer.into_iter().for_each(control::discard);
-    };
-    EPOLL.store(epoll, Release);
-    if let Some(timer) = timer {
-        TIMER.store(timer, Relaxed);
-        watch(timer, libc::EPOLLIN | libc::EPOLLET);
-    }
-}
-
-/// Sees to it that the turn which is about to begin ends.
-#[inline]
-fn set_timer(now_ns: u64) {
-    if TIMER_AT.load(Relaxed) <= now_ns {
-        let slice_ns = u64::from(control::SPIN_US.load(Relaxed).min(SLICE_US)) * 1000;
-        TIMER_AT.store(now_ns + slice_ns, Relaxed);
-        sys::timerfd_arm(TIMER.load(Relaxed), slice_ns);
+    if let Some(epoll) = sys::busy_epoll(us.min(SLICE_US)).ok().and_then(control::hide) {
+        EPOLL.store(epoll, Release);
     }
 }
 
@@ -139,9 +112,9 @@ pub(crate) fn forget_all() {
     let epoll = EPOLL.swap(-1, AcqRel);
     HELPER.store(-1, Relaxed);
     SPINNING.store(false, Relaxed);
-    let timer = TIMER.swap(-1, AcqRel);
-    [epoll, timer].into_iter().filter(|fd| *fd >= 0).for_each(control::discard);
-    TIMER_AT.store(0, Relaxed);
+    if epoll >= 0 {
+        control::discard(epoll);
+    }
 }
 
 /// How a spin ended.
@@ -200,18 +173,15 @@ fn run_held(ready: impl FnMut() -> bool) -> Spun {
 
 fn run(mut ready: impl FnMut() -> bool) -> Spun {
     let epoll = EPOLL.load(Acquire);
-    let now = || sys::clock_ns(libc::CLOCK_MONOTONIC);
-    let end = now() + u64::from(control::SPIN_US.load(Relaxed)) * 1000;
+    let end = Deadline::after(Some(u64::from(control::SPIN_US.load(Relaxed)) * 1000));
     engine::pump_on();
     loop {
         if ready() {
             return Spun::Lifted;
         }
-        let now = now();
-        if now >= end {
+        if end.over() {
             return Spun::Nothing;
         }
-        set_timer(now);
         match sys::epoll_spin(epoll) {
             Ok(0) => resume(),
             Ok(_) | Err(Errno(libc::EINTR)) => {} // stopped and continued: no handler can have run
