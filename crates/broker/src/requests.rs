@@ -135,7 +135,7 @@ impl Broker {
             }
             Request::Demote { cookie, reason } => self.demote(id, cookie, reason),
             Request::Settle => self.settled(id),
-            Request::Stream { cookie, copied } => self.stream(id, cookie, copied, first(fds))?,
+            Request::Stream { cookie } => self.stream(id, cookie, first(fds))?,
             Request::Group { cookie, join, group, ifindex } => self.group(id, cookie, join, group, ifindex),
             Request::Admit { cookie, from, to } => {
                 self.admit(id, cookie, from, to);

@@ -13,13 +13,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 impl Broker {
     /// Makes sure that the process has rings wherever packets for this connection's local address may arrive; or says why
     /// not.
-    pub(crate) fn stream(
-        &mut self,
-        id: u64,
-        cookie: u64,
-        copied: bool,
-        fd: Option<OwnedFd>,
-    ) -> Result<Reply, Error> {
+    pub(crate) fn stream(&mut self, id: u64, cookie: u64, fd: Option<OwnedFd>) -> Result<Reply, Error> {
         let endpoint = match self.examine(fd, cookie, Protocol::Tcp) {
             Ok(endpoint) => endpoint,
             Err(errno) => return Ok(Reply::Refused { errno }),
@@ -28,19 +22,14 @@ impl Broker {
             return Ok(Reply::Refused { errno: libc::ENOTCONN as u32 });
         }
         self.announce_connections(id)?;
-        let reason = self.prepare_stream(id, &endpoint, copied)?.unwrap_or(Reason::Lifted);
+        let reason = self.prepare_stream(id, &endpoint)?.unwrap_or(Reason::Lifted);
         if self.config.tcp.policy == Policy::Lift {
             self.note_denial(&endpoint, reason);
         }
         Ok(Reply::Registered { slot: NO_SLOT, reason })
     }
 
-    fn prepare_stream(
-        &mut self,
-        id: u64,
-        endpoint: &Endpoint,
-        copied: bool,
-    ) -> Result<Option<Reason>, Error> {
+    fn prepare_stream(&mut self, id: u64, endpoint: &Endpoint) -> Result<Option<Reason>, Error> {
         if self.config.tcp.policy == Policy::Off {
             return Ok(Some(Reason::Off));
         }
@@ -53,7 +42,7 @@ impl Broker {
         if self.busy(id) {
             return Ok(Some(Reason::RingsBusy));
         }
-        let worth = |devices: Vec<Device>| self.worth(devices, copied);
+        let worth = |devices: Vec<Device>| self.worth(devices);
         let steered =
             match self.devices_for(endpoint).and_then(worth).and_then(|devices| self.steered_of(devices)) {
                 Ok(steered) => steered,
@@ -66,13 +55,15 @@ impl Broker {
         self.give_rings(id, &native, true)
     }
 
-    /// Devices from which lifting pays. One that is not attached yet may write to the UMEM itself if it is hardware.
-    fn worth(&self, devices: Vec<Device>, copied: bool) -> Result<Vec<Device>, Reason> {
+    /// Devices from which lifting pays, or is forced. In copy mode it costs more than it saves (SPEC.md). A device that is not
+    /// attached yet may write to the UMEM itself if it is hardware.
+    fn worth(&self, devices: Vec<Device>) -> Result<Vec<Device>, Reason> {
         let bound = |device: &Device| {
             self.steered.get(&device.ifindex)?.bound.as_ref().map(|(zero_copy, _)| *zero_copy)
         };
         let hardware = |device: &Device| device.kind.is_empty() && self.config.mode != Mode::Copy;
-        let pays = |device: &Device| copied || bound(device).unwrap_or_else(|| hardware(device));
+        let forced = self.config.tcp.policy == Policy::Lift;
+        let pays = |device: &Device| forced || bound(device).unwrap_or_else(|| hardware(device));
         let worth: Vec<Device> = devices.into_iter().filter(pays).collect();
         if worth.is_empty() { Err(Reason::NotWorth) } else { Ok(worth) }
     }

@@ -68,7 +68,7 @@ impl Run {
 
     #[track_caller]
     fn stream(&mut self, socket: &impl AsFd) -> Reason {
-        let request = Request::Stream { cookie: cookie(socket), copied: true };
+        let request = Request::Stream { cookie: cookie(socket) };
         match self.rig.ask(&mut self.program, request, &[socket.as_fd()]) {
             Reply::Registered { reason, .. } => reason,
             other => panic!("{other:?}"),
@@ -326,7 +326,7 @@ fn what_is_no_connection_of_this_namespace_is_refused_and_the_channel_lives() {
         let (_theirs, foreign) = accepted(tb, &run, tb.host().v4().into());
         let ask = |run: &mut Run, cookie: u64, fd: Option<&dyn AsFd>| {
             let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
-            run.rig.ask(&mut run.program, Request::Stream { cookie, copied: true }, &fds)
+            run.rig.ask(&mut run.program, Request::Stream { cookie }, &fds)
         };
         let refused = |errno: i32| Reply::Refused { errno: errno as u32 };
         assert_eq!(ask(&mut run, cookie(&own), None), refused(libc::EBADF));
@@ -398,16 +398,14 @@ fn without_tcp_or_in_generic_mode_nothing_is_lifted_and_udp_is() {
 }
 
 #[test]
-fn where_the_kernel_copies_and_that_does_not_pay_nothing_is_attached() {
+fn where_the_kernel_copies_auto_attaches_nothing() {
     on_host(1500, |tb| {
-        let mut run = Run::new(lift(Ports::All));
+        let tcp = Tcp { policy: Policy::Auto, ports: Ports::All };
+        let mut run = Run::new(Config { tcp, ..lift(Ports::All) });
         let (own, _peer) = accepted(tb, &run, tb.host().v4().into());
-        let request = Request::Stream { cookie: cookie(&own), copied: false };
-        let reply = run.rig.ask(&mut run.program, request, &[own.as_fd()]);
-        assert!(matches!(reply, Reply::Registered { reason: Reason::NotWorth, .. }), "{reply:?}");
+        assert_eq!(run.stream(&own), Reason::NotWorth);
         assert!(run.program.rings.is_empty() && run.program.slots.is_some());
         assert_eq!(run.rig.status().devices[0].xdp, "none");
-        assert_eq!(run.stream(&own), Reason::Lifted);
     });
 }
 
@@ -447,7 +445,7 @@ fn the_holders_connections_pass_when_it_ends_and_what_was_in_its_rings_rides() {
             let (own, mut peer) = accepted(tb, &run, tb.host().v4().into());
             assert_eq!(run.stream(&own), Reason::Lifted);
             let slot = run.lift(&own);
-            let request = Request::Stream { cookie: cookie(&own), copied: true };
+            let request = Request::Stream { cookie: cookie(&own) };
             let busy = run.rig.ask(&mut second, request, &[own.as_fd()]);
             assert!(matches!(busy, Reply::Registered { reason: Reason::RingsBusy, .. }), "{busy:?}");
             peer.write_all(b"in the ring").unwrap();

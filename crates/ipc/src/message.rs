@@ -77,14 +77,12 @@ pub enum Request {
         to: SocketAddr,
     },
     /// Make rings for the devices on which this TCP connection's packets may arrive. Carries the socket. Once for each local
-    /// address, not for each connection. Answered by [`Reply::Registered`] (its slot means nothing), after
+    /// address, not for each connection. Answered by [`Reply::Registered`] (its slot means nothing;
+    /// [`Reason::NotWorth`](crate::Reason::NotWorth): nothing was attached, for `--tcp auto` lifts in zero-copy mode only), after
     /// [`Reply::Connections`] the first time.
     Stream {
         /// `SO_COOKIE` of the socket.
         cookie: u64,
-        /// Lifting pays even if the kernel copies packets into the UMEM; else only where the device writes to it itself, and
-        /// the answer may be [`Reason::NotWorth`](crate::Reason::NotWorth), with nothing attached.
-        copied: bool,
     },
 }
 
@@ -285,7 +283,7 @@ impl Request {
             }
             Self::Admit { cookie, from, to } => Encoded::new(6).u64(cookie).address(from).address(to),
             Self::Settle => Encoded::new(7),
-            Self::Stream { cookie, copied } => Encoded::new(8).u64(cookie).u32(copied.into()),
+            Self::Stream { cookie } => Encoded::new(8).u64(cookie),
         }
     }
 
@@ -303,7 +301,7 @@ impl Request {
             5 => Self::Group { cookie: c.u64()?, join: c.flag()?, group: c.ip()?, ifindex: c.u32()? },
             6 => Self::Admit { cookie: c.u64()?, from: c.address()?, to: c.address()? },
             7 => Self::Settle,
-            8 => Self::Stream { cookie: c.u64()?, copied: c.flag()? },
+            8 => Self::Stream { cookie: c.u64()? },
             value => return Err(DecodeError::Unknown { what: "request", value }),
         };
         c.end(request)
@@ -400,7 +398,7 @@ mod tests {
             (any::<u64>(), any::<bool>(), ip(), any::<u32>())
                 .prop_map(|(cookie, join, group, ifindex)| Request::Group { cookie, join, group, ifindex }),
             Just(Request::Settle),
-            any::<(u64, bool)>().prop_map(|(cookie, copied)| Request::Stream { cookie, copied }),
+            any::<u64>().prop_map(|cookie| Request::Stream { cookie }),
             (any::<u64>(), address(), address()).prop_map(|(cookie, from, to)| Request::Admit {
                 cookie,
                 from,

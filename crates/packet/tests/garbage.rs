@@ -217,7 +217,7 @@ fn messages() -> Vec<Vec<u8>> {
         Request::Demote { cookie: 7, reason },
         Request::Group { cookie: 7, join: true, group: v6.ip(), ifindex: 2 },
         Request::Admit { cookie: 7, from: v4, to: v6 },
-        Request::Stream { cookie: 7, copied: true },
+        Request::Stream { cookie: 7 },
     ];
     let ring = RingInfo {
         ring: 1,

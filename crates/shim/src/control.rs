@@ -210,12 +210,12 @@ fn forget_stream(stream: &'static Stream, fd: i32) {
 }
 
 /// Asks for rings where the connection's packets arrive.
-pub(crate) fn ask_for_streams(fd: i32, cookie: u64, copied: bool) -> Reason {
+pub(crate) fn ask_for_streams(fd: i32, cookie: u64) -> Reason {
     if !own_process() || engine_held() {
         return Reason::RingSetup;
     }
     let Some(mut client) = CLIENT.lock() else { return Reason::RingSetup };
-    match client.ask(&Request::Stream { cookie, copied }, Some(fd)) {
+    match client.ask(&Request::Stream { cookie }, Some(fd)) {
         Some(Reply::Registered { reason, .. }) => reason,
         Some(_) => Reason::Refused,
         None => Reason::BrokerGone,

@@ -218,4 +218,17 @@ mod tests {
             assert!(ports(bad).is_err(), "{bad:?}");
         }
     }
+
+    #[test]
+    fn connections_are_chosen_by_policy_or_all_of_a_list_of_ports() {
+        let all = |policy| Ok(Tcp { policy, ports: Ports::All });
+        assert_eq!(tcp("auto"), all(Policy::Auto));
+        assert_eq!(tcp("lift"), all(Policy::Lift));
+        assert_eq!(tcp("off"), Ok(Tcp { policy: Policy::Off, ports: Ports::Off }));
+        let listed = Ports::Some(vec![80..=80, 8000..=8100]);
+        assert_eq!(tcp("80,8000-8100"), Ok(Tcp { policy: Policy::Lift, ports: listed }));
+        for bad in ["", "all", "0", "lift,80", "9-3"] {
+            assert!(tcp(bad).is_err(), "{bad:?}");
+        }
+    }
 }

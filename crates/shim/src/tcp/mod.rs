@@ -146,10 +146,10 @@ pub(crate) fn plain_read(
 }
 
 /// What `--tcp auto` says of it: None: lift.
-fn verdict(stream: &Stream) -> Option<Reason> {
+fn verdict() -> Option<Reason> {
     match policy() {
         Policy::Off => Some(Reason::Off),
-        Policy::Auto if !copied(stream) && !ZERO_COPY.load(Relaxed) => Some(Reason::NotWorth),
+        Policy::Auto if !ZERO_COPY.load(Relaxed) => Some(Reason::NotWorth),
         Policy::Auto | Policy::Lift => None,
     }
 }
@@ -182,7 +182,7 @@ fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
         return lift(stream, slot);
     }
     known_place(slot, stream, fd)?;
-    if let Some(reason) = verdict(stream) {
+    if let Some(reason) = verdict() {
         return Err(Refusal::Never(reason));
     }
     let standing = Standing::of(fd).ok_or(Refusal::Later)?;
@@ -255,7 +255,7 @@ fn published(stream: &Stream, fd: c_int) -> Result<&'static Slot, Refusal> {
     let tables = match tables() {
         Some(tables) => tables,
         None => {
-            let reason = control::ask_for_streams(fd, cookie, copied(stream));
+            let reason = control::ask_for_streams(fd, cookie);
             match tables() {
                 Some(tables) => tables,
                 None if reason == Reason::Lifted => return Err(Refusal::Never(Reason::NoConnections)),
@@ -272,16 +272,9 @@ fn published(stream: &Stream, fd: c_int) -> Result<&'static Slot, Refusal> {
     Ok(slot)
 }
 
-/// Whether lifting it pays, or is wanted, even if the kernel copies packets into the UMEM.
-fn copied(stream: &Stream) -> bool {
-    policy() == Policy::Lift || stream.native.load(Relaxed)
-}
-
 /// A local address for which the broker has been asked.
 struct Place {
     local: [u8; 16],
-    /// See [`copied`].
-    copied: bool,
     /// Its answer.
     reason: Reason,
     /// Until when a refusal holds, CLOCK_MONOTONIC ns.
@@ -297,15 +290,14 @@ const REFUSED_NS: u64 = 1_000_000_000;
 fn known_place(slot: &Slot, stream: &Stream, fd: c_int) -> Result<(), Refusal> {
     let local = Slot::address(&slot.local);
     let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
-    let copied = copied(stream);
-    let asked = |place: &Place| place.local == local && place.copied == copied;
-    let holds = |place: &&Place| asked(place) && (place.reason == Reason::Lifted || now < place.until);
+    let holds =
+        |place: &&Place| place.local == local && (place.reason == Reason::Lifted || now < place.until);
     let known = PLACES.lock().and_then(|places| places.iter().find(holds).map(|place| place.reason));
     let reason = known.unwrap_or_else(|| {
-        let reason = control::ask_for_streams(fd, stream.cookie.load(Relaxed), copied);
+        let reason = control::ask_for_streams(fd, stream.cookie.load(Relaxed));
         if let Some(mut places) = PLACES.lock() {
-            places.retain(|place| !asked(place));
-            places.push(Place { local, copied, reason, until: now + REFUSED_NS });
+            places.retain(|place| place.local != local);
+            places.push(Place { local, reason, until: now + REFUSED_NS });
         }
         reason
     });

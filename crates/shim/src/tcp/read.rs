@@ -560,7 +560,8 @@ fn lend(stream: &'static Stream, fd: c_int, chunk: &mut Chunk, max: usize) -> Re
     let (reader, work) = guard.parts();
     let mut socket = Socket::of(fd);
     let at = reader.position();
-    let len = reader.takeable(&work.worker.index, &mut socket, max as u64)?;
+    let Some(whole) = work.worker.index.at(at).map(|entry| entry.end() - at) else { return Ok(None) };
+    let len = reader.takeable(&work.worker.index, &mut socket, whole.min(max as u64))?;
     let Some(entry) = work.worker.index.at(at).filter(|_| len > 0) else { return Ok(None) };
     let end = entry.end().min(at + len);
     let bytes: *const [u8] = entry.slice(at, end);
