@@ -234,6 +234,11 @@ impl Running {
         String::from_utf8_lossy(&fs::read(&self.output).unwrap_or_default()).into_owned()
     }
 
+    /// The same as bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        fs::read(&self.output).unwrap_or_default()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) -> Result<()> {
         // SAFETY: our own child, not waited for yet.

@@ -27,6 +27,8 @@ pub enum Style {
     Plain,
     /// As mixed, and every 200 KB the reader stays away for 100 ms.
     Stalling,
+    /// As mixed, and now and then the reader dozes for a few milliseconds: long enough to be parked, or nearly.
+    Dozing,
     /// One thread, edge-triggered epoll.
     Epoll,
     /// One thread, level-triggered epoll, small reads.
@@ -34,10 +36,11 @@ pub enum Style {
 }
 
 impl Style {
-    const ALL: [(&str, Self); 5] = [
+    const ALL: [(&str, Self); 6] = [
         ("mixed", Self::Mixed),
         ("plain", Self::Plain),
         ("stalling", Self::Stalling),
+        ("dozing", Self::Dozing),
         ("epoll", Self::Epoll),
         ("level", Self::Level),
     ];
@@ -79,6 +82,9 @@ fn serve_one(s: &OwnedFd, style: Style) {
         if style == Style::Stalling && at > next_stall {
             next_stall += 200_000;
             thread::sleep(Duration::from_millis(100));
+        }
+        if style == Style::Dozing && draw.below(10) == 0 {
+            thread::sleep(Duration::from_micros(draw.size(200, 30_000) as u64));
         }
         let bytes = if style == Style::Plain { sock::take(s, 65_536, 0) } else { one_read(s, &mut draw) };
         let bytes = bytes.unwrap_or_else(|error| panic!("{error} behind byte {at} of {len}"));

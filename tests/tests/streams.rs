@@ -340,6 +340,21 @@ fn readers_that_stall() {
     Scenario { lifted: 30, ..scenario }.run();
 }
 
+/// Between parking and lifting, to and fro.
+#[test]
+fn readers_that_doze() {
+    let scenario = Scenario { style: Style::Dozing, bytes: 8_000_000, lifted: 5, ..clean() };
+    assert_as_clean(scenario.run());
+    assert_as_clean(Scenario { connections: 4, threads: 4, queues: 2, bytes: 2_000_000, ..scenario }.run());
+}
+
+#[test]
+fn readers_that_doze_over_a_bad_link() {
+    let impairment =
+        impaired(Impairment { loss: 0.003, reorder: 0.01, duplicate: 0.01, ..Impairment::default() });
+    Scenario { impairment, style: Style::Dozing, bytes: 4_000_000, lifted: 1, ..Scenario::default() }.run();
+}
+
 /// Some stall while others, in the same process, go on: threads of one share the rings.
 #[test]
 fn a_small_receive_buffer() {

@@ -249,6 +249,20 @@ hooks! {
         }
     }
 
+    fn sendfile(to: c_int, from: c_int, at: *mut i64, len: size_t) -> ssize_t {
+        match STREAMS.of(from) {
+            // into anything else the kernel refuses it (splice_direct_to_actor)
+            Some(stream) if !tcp::demote(stream, Reason::Spliced, 0) && at.is_null() && crate::sys::is_pipe(to) => {
+                to_libc(tcp::splice(stream, from, to, len, 0))
+            }
+            _ => next::sendfile(to, from, at, len),
+        }
+    }
+
+    fn sendfile64(to: c_int, from: c_int, at: *mut i64, len: size_t) -> ssize_t {
+        sendfile(to, from, at, len)
+    }
+
     fn __recv_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t {
         check(len, room);
         recv(fd, buffer, len, flags)
@@ -924,6 +938,7 @@ hooks! {
             libc::SYS_shutdown => shutdown(a as _, b as _).into(),
             libc::SYS_getsockopt => getsockopt(a as _, b as _, c as _, d as _, e as _).into(),
             libc::SYS_splice => splice(a as _, b as _, c as _, d as _, e as _, f as _) as c_long,
+            libc::SYS_sendfile => sendfile(a as _, b as _, c as _, d as _) as c_long,
             libc::SYS_exit_group => _exit(a as _),
             libc::SYS_epoll_pwait => epoll_pwait(a as _, b as _, c as _, d as _, e as _).into(),
             _ => next::syscall(number, a, b, c, d, e, f),

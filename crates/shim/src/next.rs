@@ -71,6 +71,7 @@ next! {
     accept4(fd: c_int, name: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
     getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
     splice(from: c_int, from_at: *mut i64, to: c_int, to_at: *mut i64, len: size_t, flags: c_uint) -> ssize_t;
+    sendfile(to: c_int, from: c_int, at: *mut i64, len: size_t) -> ssize_t;
     preadv2(fd: c_int, vector: *const iovec, count: c_int, offset: i64, flags: c_int) -> ssize_t;
     fdopen(fd: c_int, mode: *const libc::c_char) -> *mut libc::FILE;
     _exit(status: c_int) -> c_int;

@@ -60,12 +60,13 @@ pub(crate) fn stream_effect(level: c_int, name: c_int) -> StreamEffect {
             | libc::SO_TIMESTAMPING
             | number::SO_TIMESTAMP_NEW
             | number::SO_TIMESTAMPNS_NEW
-            | libc::SO_PEEK_OFF
             | libc::SO_ATTACH_FILTER
             | libc::SO_ATTACH_BPF
             | libc::SO_LOCK_FILTER,
         ) => StreamEffect::Demote,
-        (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => StreamEffect::Takes,
+        (libc::SOL_SOCKET, libc::SO_PEEK_OFF) | (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => {
+            StreamEffect::Takes
+        }
         (libc::IPPROTO_TCP, TCP_INQ | TCP_MD5SIG | TCP_MD5SIG_EXT) => StreamEffect::Demote,
         (libc::IPPROTO_TCP, name) if TCP_AO.contains(&name) => StreamEffect::Demote,
         _ => StreamEffect::None,

@@ -105,6 +105,14 @@ pub(crate) fn queued(fd: c_int) -> Result<u64> {
     Ok(bytes.max(0) as u64)
 }
 
+/// Whether it is a pipe or FIFO.
+pub(crate) fn is_pipe(fd: c_int) -> bool {
+    // SAFETY: stat is plain data for which zero is valid.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    let read = call(libc::SYS_fstat, [fd as usize, &raw mut stat as usize, 0, 0, 0, 0]);
+    read.is_ok() && stat.st_mode & libc::S_IFMT == libc::S_IFIFO
+}
+
 /// Memory that forked children share.
 pub(crate) fn shared_memory(len: usize) -> Result<*mut u8> {
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);

@@ -94,6 +94,23 @@ impl Reader {
         Ok(held.min(self.accepted - self.read))
     }
 
+    /// Whether the kernel has accepted more than was read, as last asked.
+    #[inline]
+    pub fn knows_more(&self) -> bool {
+        self.accepted > self.read
+    }
+
+    /// The same, asked if it is not known.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn has_more<K: Kernel>(&mut self, kernel: &mut K) -> Result<bool, K::Error> {
+        if !self.knows_more() {
+            self.accepted = (self.drained + kernel.queued()?).max(self.read);
+        }
+        Ok(self.knows_more())
+    }
+
     /// Moves the program's position past `len` bytes that were [takeable](Reader::takeable).
     #[inline]
     pub fn advance(&mut self, len: u64) {

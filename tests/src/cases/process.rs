@@ -226,7 +226,7 @@ pub(super) fn a_passed_descriptor_is_read_elsewhere(ctx: &mut Ctx) {
     drop(theirs);
     ctx.send(at, &[b"before"]);
     sock::wait_readable(&s);
-    send_descriptor(&mine, &s);
+    send_descriptor(&mine, &s).unwrap();
     ctx.send(at, &[b"after!"]);
     assert!(child.wait().unwrap().success());
     ctx.send(at, &[b"parent"]);
@@ -247,7 +247,7 @@ fn rights_message(iov: &mut libc::iovec, rights: &mut Rights) -> libc::msghdr {
     header
 }
 
-pub(super) fn send_descriptor(stream: &impl AsRawFd, s: &impl AsRawFd) {
+pub(super) fn send_descriptor(stream: &impl AsRawFd, s: &impl AsRawFd) -> std::io::Result<()> {
     let mut byte = 0u8;
     let mut iov = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut rights = Rights([0; 24]);
@@ -261,7 +261,7 @@ pub(super) fn send_descriptor(stream: &impl AsRawFd, s: &impl AsRawFd) {
         libc::CMSG_DATA(control).cast::<i32>().write_unaligned(s.as_raw_fd());
         libc::sendmsg(stream.as_raw_fd(), &header, 0)
     } as i64)
-    .unwrap();
+    .map(drop)
 }
 
 pub(super) fn receive_descriptor(stream: &impl AsRawFd) -> OwnedFd {

@@ -238,18 +238,18 @@ const WAYS: [&str; 5] = ["return", "exit", "_exit", "exec", "exit-with-thread"];
 /// The kernel closes what a process leaves open: everything was read, so the peer gets a FIN.
 pub(super) fn a_process_that_ends_leaves_a_fin(ctx: &mut Ctx) {
     for way in WAYS {
-        assert_eq!(child_ends(ctx, way, 100_000), (0, 0), "{way}");
+        assert_eq!(child_ends(ctx, way, 30_000), (0, 0), "{way}");
     }
 }
 
 pub(super) fn a_process_that_ends_with_data_unread_leaves_a_rst(ctx: &mut Ctx) {
     for way in WAYS {
-        assert_eq!(child_ends(ctx, way, 99_999), (0, RESET), "{way}");
+        assert_eq!(child_ends(ctx, way, 29_999), (0, RESET), "{way}");
     }
 }
 
 pub(super) fn a_killed_process_leaves_a_fin(ctx: &mut Ctx) {
-    assert_eq!(child_ends(ctx, "kill", 100_000), (0, 0));
+    assert_eq!(child_ends(ctx, "kill", 30_000), (0, 0));
 }
 
 /// Starts `child::tcp_ends PORT:WAY:BYTES:NUMBER`; how its connection ends for the peer.
@@ -265,7 +265,7 @@ fn child_ends(ctx: &mut Ctx, way: &str, read: usize) -> (u64, i32) {
     pending.with(listener).peers_end()
 }
 
-/// `child::tcp_ends LISTENER:WAY:BYTES:NUMBER`: accepts, reads so much of 100,000 bytes, and ends.
+/// `child::tcp_ends LISTENER:WAY:BYTES:NUMBER`: accepts, reads so much of 30,000 bytes, and ends.
 pub(super) fn child(ctx: &mut Ctx) {
     let argument = ctx.args[0].clone();
     let words: Vec<_> = argument.split(':').collect();
@@ -275,7 +275,7 @@ pub(super) fn child(ctx: &mut Ctx) {
         Conn::of(sock::accept4(&listener, libc::SOCK_CLOEXEC).unwrap().0, words[3].parse().unwrap(), 0);
     c.write(&[1]);
     c.exact(1);
-    c.arrive(&[40_000, 59_999]);
+    c.arrive(&[10_000, 19_999]);
     c.exact(read - 1);
     let _kept = c.s.into_raw_fd();
     go(words[1]);

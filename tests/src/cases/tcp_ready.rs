@@ -307,7 +307,61 @@ pub(super) fn a_blocked_reader_and_a_poller(ctx: &mut Ctx) {
             b.tell(more);
             sock::wait_readable(&b);
             b.exact(900);
+            assert_eq!(sock::events(&b, libc::POLLIN, 0), 0);
             b.finish();
         }
     });
+}
+
+/// One thread waits all the time; another reads everything and arms the connection again, when nothing is left.
+pub(super) fn rearming_wakes_nobody_in_vain(ctx: &mut Ctx) {
+    const ONCE: i32 = IN | libc::EPOLLONESHOT;
+    let mut c = ctx.tcp();
+    let ep = epoll();
+    let (wake, woken) = std::sync::mpsc::channel();
+    epoll_add(&ep, &c, ONCE, 7);
+    scope(|scope| {
+        scope.spawn(|| {
+            let wake = wake; // gone with this thread
+            while epoll_wait(&ep, 4, DEADLINE_MS).unwrap() == [(IN, 7)] && wake.send(()).is_ok() {}
+        });
+        for size in (1..60).map(|i| i * 331) {
+            c.write_later(&[size]);
+            woken.recv().expect("an event");
+            c.finish();
+            c.order(Do::Arrived);
+            c.exact(size);
+            epoll_ctl(&ep, libc::EPOLL_CTL_MOD, &c, ONCE, 7).unwrap();
+            let early = woken.recv_timeout(std::time::Duration::from_millis(5));
+            assert!(early.is_err(), "woken with nothing to read");
+        }
+        epoll_ctl(&ep, libc::EPOLL_CTL_MOD, &c, IN, 8).unwrap();
+        c.write(&[1]);
+    });
+    c.exact(1);
+}
+
+/// One thread waits in poll(2), another reads everything: the first is woken by what comes, never by what was read.
+pub(super) fn a_poller_of_what_another_reads(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    let mut last = ctx.tcp();
+    let other = sock::dup(&c).unwrap();
+    let more = sock::dup(&last).unwrap();
+    scope(|scope| {
+        scope.spawn(move || {
+            // Readable while the reader sleeps is right; for ever is not.
+            while sock::events(&more, libc::POLLIN, 0) == 0 {
+                let mut set = [pollfd(&other, libc::POLLIN), pollfd(&more, libc::POLLIN)];
+                assert_ne!(sock::poll(&mut set, DEADLINE_MS).unwrap(), 0);
+            }
+        });
+        for _ in 0..200 {
+            c.write_later(&[5_000]);
+            c.exact(5_000);
+            c.finish();
+        }
+        last.write(&[1]);
+    });
+    last.exact(1);
+    assert_eq!(sock::events(&c, libc::POLLIN, 0), 0);
 }

@@ -6,6 +6,7 @@ use super::{
     process::{assert_child_succeeds, dual, fork, keep_over_exec, receive_descriptor, send_descriptor},
     signals::Thread,
     tcp_recv::mixed,
+    unless_held,
 };
 use crate::{
     sock::{self, check, errno},
@@ -178,6 +179,55 @@ pub(super) fn parent_and_child_take_turns(ctx: &mut Ctx) {
     c.exact(30_000);
 }
 
+/// Another thread is in the middle of reading when the process forks.
+pub(super) fn a_fork_while_another_thread_reads(ctx: &mut Ctx) {
+    for round in 0..8 {
+        let mut c = ctx.tcp();
+        c.write_later(&[20_000; 50]);
+        scope(|scope| {
+            let reader = scope.spawn(|| c.exact_mixed(1_000_000, &mut Draw::new(round)));
+            // SAFETY: the child makes no call but _exit.
+            let pid = check(unsafe { libc::fork() }).unwrap();
+            if pid == 0 {
+                // SAFETY: ends the child at once.
+                unsafe { libc::_exit(0) };
+            }
+            assert_child_succeeds(pid);
+            reader.join().unwrap();
+        });
+        c.finish();
+        c.ask(1_000);
+    }
+}
+
+/// Threads accept, read all or some, and close, all at once.
+pub(super) fn connections_come_and_go_in_threads(ctx: &mut Ctx) {
+    let (at, to) = ctx.addresses(Kind::V4);
+    let listener = sock::listening(at);
+    let ctx = Mutex::new(ctx);
+    scope(|scope| {
+        for seed in 0..4u64 {
+            let (listener, ctx) = (&listener, &ctx);
+            scope.spawn(move || {
+                let mut draw = Draw::new(seed);
+                for _ in 0..40 {
+                    let mut c = {
+                        let mut ctx = ctx.lock().unwrap();
+                        ctx.accepted(listener, to)
+                    };
+                    let (size, reads_all) = (draw.size(1, 60_000), draw.below(2) == 0);
+                    c.write_later(&draw.sizes(size, 20_000));
+                    c.exact_mixed(if reads_all { size } else { draw.below(size) }, &mut draw);
+                    if reads_all {
+                        c.finish();
+                        assert_eq!(c.close(), (0, 0));
+                    }
+                }
+            });
+        }
+    });
+}
+
 /// The classic server: the child serves, the parent closes.
 pub(super) fn a_server_that_forks_for_each(ctx: &mut Ctx) {
     let (at, to) = ctx.addresses(Kind::V4);
@@ -222,14 +272,15 @@ fn inherited(c: &Conn, len: usize) -> String {
     format!("{}:{}:{}:{len}", keep_over_exec(c), c.number(), c.at)
 }
 
+/// Everything was read; what comes then is read by the child.
 pub(super) fn a_child_that_execs_reads(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     c.arrive(&[20_000]);
-    c.exact(5_000);
-    let mut child = dual("child::tcp_read", &inherited(&c, 45_000)).spawn().unwrap();
+    c.exact(20_000);
+    let mut child = dual("child::tcp_read", &inherited(&c, 30_000)).spawn().unwrap();
     c.write(&[30_000]);
     assert!(child.wait().unwrap().success());
-    c.at += 45_000;
+    c.at += 30_000;
     c.write(&[100]);
     c.exact(100);
 }
@@ -237,9 +288,36 @@ pub(super) fn a_child_that_execs_reads(ctx: &mut Ctx) {
 pub(super) fn exec_of_self_reads(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     c.arrive(&[20_000]);
+    c.exact(20_000);
+    c.write_later(&[30_000]);
+    panic!("{}", dual("child::tcp_read", &inherited(&c, 30_000)).exec());
+}
+
+/// Unread lifted data cannot be read by another program, which gets no descriptor then (docs/limitations.md): never zeros.
+pub(super) fn exec_with_data_unread_shows_no_wrong_byte(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[20_000]);
     c.exact(5_000);
     c.write_later(&[30_000]);
-    panic!("{}", dual("child::tcp_read", &inherited(&c, 45_000)).exec());
+    panic!("{}", dual("child::tcp_read_if_open", &inherited(&c, 45_000)).exec());
+}
+
+/// `child::tcp_read_if_open FD:NUMBER:AT:LEN`: the same, if it was given the descriptor.
+pub(super) fn read_if_open(ctx: &mut Ctx) {
+    let fd: i32 = ctx.args[0].split(':').next().unwrap().parse().unwrap();
+    let open = unless_closed(sock::fcntl(&fd, libc::F_GETFD, 0));
+    if open {
+        read_inherited(ctx);
+    }
+}
+
+#[track_caller]
+fn unless_closed(result: std::io::Result<i32>) -> bool {
+    let hoisted = std::env::var("LD_PRELOAD").is_ok_and(|list| list.contains("hoist"));
+    match result {
+        Err(error) if hoisted && error.raw_os_error() == Some(libc::EBADF) => false,
+        other => other.is_ok(),
+    }
 }
 
 /// `child::tcp_read_passed FD:NUMBER:AT:LEN`: takes the connection over the Unix stream FD.
@@ -249,16 +327,20 @@ pub(super) fn read_passed(ctx: &mut Ctx) {
     Conn::of(s, numbers[1], numbers[2]).exact(numbers[3] as usize);
 }
 
-fn pass(c: &mut Conn) {
+/// Sends the descriptor to a child that reads `held` unread bytes and 30,000 more.
+fn pass(c: &mut Conn, held: usize) {
     let (mine, theirs) = UnixStream::pair().unwrap();
     let theirs = OwnedFd::from(theirs);
-    let argument = format!("{}:{}:{}:40000", keep_over_exec(&theirs), c.number(), c.at);
+    let argument = format!("{}:{}:{}:{}", keep_over_exec(&theirs), c.number(), c.at, held + 30_000);
+    if unless_held(send_descriptor(&mine, c)).is_none() {
+        c.exact(held);
+        return pass(c, 0);
+    }
     let mut child = dual("child::tcp_read_passed", &argument).spawn().unwrap();
     drop(theirs);
-    send_descriptor(&mine, c);
     c.write(&[30_000]);
     assert!(child.wait().unwrap().success());
-    c.at += 40_000;
+    c.at += 30_000 + held as u64;
     c.write(&[100]);
     c.exact(100);
 }
@@ -266,14 +348,21 @@ fn pass(c: &mut Conn) {
 pub(super) fn a_connection_is_passed_before_it_is_read(ctx: &mut Ctx) {
     let mut c = ctx.fresh(Kind::V4);
     c.arrive(&[10_000]);
-    pass(&mut c);
+    pass(&mut c, 10_000);
 }
 
 pub(super) fn a_connection_is_passed_after_it_was_read(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     c.arrive(&[15_000]);
+    c.exact(15_000);
+    pass(&mut c, 0);
+}
+
+pub(super) fn a_connection_is_passed_with_data_unread(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[15_000]);
     c.exact(5_000);
-    pass(&mut c);
+    pass(&mut c, 10_000);
 }
 
 /// What splice(2) moves is what recv(2) would have read.
@@ -355,14 +444,29 @@ pub(super) fn sendfile_to_it_leaves_reading_alone(ctx: &mut Ctx) {
 pub(super) fn a_tls_socket_reads_on(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     c.arrive(&[20_000]);
-    c.exact(5_000);
-    if let Err(error) = sock::set(&c, libc::IPPROTO_TCP, libc::TCP_ULP, *b"tls") {
-        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
-    }
-    c.exact(15_000);
+    c.exact(20_000);
+    assert!(set_tls(&c));
     c.write(&[30_000]);
     c.exact(30_000);
     mixed(&mut c);
+}
+
+pub(super) fn a_tls_socket_with_data_unread_reads_on(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[20_000]);
+    c.exact(5_000);
+    set_tls(&c);
+    c.exact(15_000);
+    c.write(&[30_000]);
+    c.exact(30_000);
+}
+
+/// False if lifted data is unread.
+fn set_tls(c: &Conn) -> bool {
+    match sock::set(c, libc::IPPROTO_TCP, libc::TCP_ULP, *b"tls") {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        result => unless_held(result).is_some(),
+    }
 }
 
 /// With TCP_REPAIR a read says EPERM and a peek shows the queue.
@@ -370,7 +474,11 @@ pub(super) fn repair_shows_the_queue(ctx: &mut Ctx) {
     let (tcp, mut c) = (libc::IPPROTO_TCP, ctx.tcp());
     c.arrive(&[20_000]);
     c.exact(5_000);
-    sock::set(&c, tcp, libc::TCP_REPAIR, 1).unwrap();
+    if unless_held(sock::set(&c, tcp, libc::TCP_REPAIR, 1)).is_none() {
+        c.exact(15_000);
+        c.arrive(&[15_000]);
+        sock::set(&c, tcp, libc::TCP_REPAIR, 1).unwrap();
+    }
     assert_eq!(errno(c.take(100, libc::MSG_DONTWAIT)), libc::EPERM);
     sock::set(&c, tcp, libc::TCP_REPAIR_QUEUE, 1).unwrap(); // TCP_RECV_QUEUE
     assert_eq!(c.take(50_000, libc::MSG_PEEK).unwrap(), 15_000);
@@ -384,12 +492,15 @@ unsafe extern "C" {
     fn fdopen(fd: i32, mode: *const libc::c_char) -> *mut libc::FILE;
 }
 
-fn stdio(c: &Conn) -> *mut libc::FILE {
+fn stdio(c: &Conn) -> std::io::Result<*mut libc::FILE> {
     let fd = sock::dup(c).unwrap();
     // SAFETY: a descriptor that the stream owns from here on.
-    let file = unsafe { fdopen(std::os::fd::IntoRawFd::into_raw_fd(fd), c"r+".as_ptr()) };
-    assert!(!file.is_null());
-    file
+    let file = unsafe { fdopen(fd.as_raw_fd(), c"r+".as_ptr()) };
+    if file.is_null() {
+        return Err(std::io::Error::last_os_error());
+    }
+    std::mem::forget(fd);
+    Ok(file)
 }
 
 /// fread(3) of exactly so much.
@@ -405,7 +516,11 @@ pub(super) fn stdio_reads_on(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
     c.arrive(&[30_000]);
     c.exact(5_000);
-    let file = stdio(&c);
+    let file = unless_held(stdio(&c)).unwrap_or_else(|| {
+        c.exact(25_000);
+        c.arrive(&[25_000]);
+        stdio(&c).unwrap()
+    });
     c.write_later(&[20_000; 5]);
     for len in [1, 4_999, 20_000, 100_000] {
         let bytes = fread(file, len);
@@ -421,7 +536,7 @@ pub(super) fn stdio_reads_on(ctx: &mut Ctx) {
 /// Lines by fgets(3), behind bytes that recv(2) took.
 pub(super) fn lines_are_read_by_stdio(ctx: &mut Ctx) {
     let mut c = ctx.tcp();
-    let file = stdio(&c);
+    let file = stdio(&c).unwrap();
     c.write_later(&[50_000]);
     let mut left = 50_000;
     while left > 0 {
@@ -436,6 +551,27 @@ pub(super) fn lines_are_read_by_stdio(ctx: &mut Ctx) {
     // SAFETY: the stream is open and not used again.
     unsafe { libc::fclose(file) };
     c.finish();
+}
+
+/// As inetd does: the connection becomes standard input, which stdio reads by calls of its own.
+pub(super) fn a_connection_becomes_standard_input(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[20_000]);
+    c.exact(20_000);
+    // SAFETY: no pointers; nothing uses standard input.
+    check(unsafe { libc::dup2(c.as_raw_fd(), 0) }).unwrap();
+    c.write_later(&[20_000; 3]);
+    // SAFETY: descriptor 0 is open, and nobody else reads it.
+    let file = unsafe { stdin };
+    for len in [1, 9_999, 50_000] {
+        let bytes = fread(file, len);
+        c.advance(&bytes);
+    }
+    c.finish();
+}
+
+unsafe extern "C" {
+    static stdin: *mut libc::FILE;
 }
 
 /// A thread cancelled while it waits in a read leaves the connection as it was.

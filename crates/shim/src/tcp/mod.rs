@@ -240,6 +240,9 @@ fn published(stream: &Stream, fd: c_int) -> Result<&'static Slot, Refusal> {
     if let Some(slot) = stream.slot() {
         return stream.own_slot().map(|_| slot).ok_or(Refusal::Never(Reason::Unpublished));
     }
+    if Standing::of(fd).is_none_or(|standing| !standing.receives) {
+        return Err(Refusal::Later); // not connected yet, or not any more
+    }
     if stream.cookie.load(Relaxed) == 0 {
         let kind = sys::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0);
         if kind != libc::IPPROTO_TCP {

@@ -118,11 +118,17 @@ impl Sink for Target {
 pub(crate) struct Socket {
     pub(crate) fd: c_int,
     pub(crate) target: Target,
+    /// Whether this call has asked how much is queued.
+    asked: bool,
 }
 
 impl Socket {
     pub(crate) fn of(fd: c_int) -> Self {
-        Self { fd, target: Target::Nowhere { len: 0 } }
+        Self::with(fd, Target::Nowhere { len: 0 })
+    }
+
+    fn with(fd: c_int, target: Target) -> Self {
+        Self { fd, target, asked: false }
     }
 }
 
@@ -131,6 +137,7 @@ impl Kernel for Socket {
 
     #[inline]
     fn queued(&mut self) -> Result<u64> {
+        self.asked = true;
         sys::queued(self.fd)
     }
 
@@ -197,7 +204,7 @@ pub(crate) fn read(stream: &'static Stream, fd: c_int, target: Target, flags: c_
     };
     let len = target.len().min(i32::MAX as usize & !4095); // MAX_RW_COUNT
     let enough = if flags & libc::MSG_WAITALL != 0 { len } else { len.min(lowat(stream, fd)).max(1) };
-    Call { stream, socket: Socket { fd, target }, flags, len, done: 0, enough }.run()
+    Call { stream, socket: Socket::with(fd, target), flags, len, done: 0, enough }.run()
 }
 
 fn lowat(stream: &Stream, fd: c_int) -> usize {
@@ -281,10 +288,35 @@ impl Call {
         }
         self.done += taken;
         count_lifted(self.stream, taken);
+        // an edge-triggered program takes a short read to mean that there is no more
+        let short = self.done < self.len;
+        let more = match self.socket.asked {
+            true => reader.knows_more(),
+            false => short && reader.has_more(&mut self.socket)?,
+        };
+        if short && more {
+            self.read_on(&mut guard);
+            return Ok(true);
+        }
         if reader.undrained() >= UNDRAINED {
             let _ = reader.drain(&mut self.socket); // tried again
         }
         Ok(true)
+    }
+
+    /// What the kernel has behind what was taken, under the same lock: a read is one piece of the stream.
+    fn read_on(&mut self, guard: &mut Guard) {
+        let Some(memory) = engine::memory() else { return };
+        let (reader, work) = guard.parts();
+        let (mut target, at) = (self.socket.target, self.done);
+        let (index, max, free) = (&mut work.worker.index, self.len - at, |held: Held| held.free(memory));
+        let taken = reader.through(index, &mut self.socket, &mut target, at, max, false, free);
+        if let Ok(Some(taken)) = taken {
+            self.done += taken.bytes;
+            count_lifted(self.stream, taken.lifted);
+            count_passed(self.stream, taken.bytes - taken.lifted);
+            guard.retire();
+        }
     }
 
     /// From frames, then from the kernel.
