@@ -82,6 +82,9 @@ pub struct Ring {
     pub rx_dropped: u64,
     /// Given to the stack: no socket wanted them.
     pub rode: u64,
+    /// Dropped: the checksum is wrong.
+    #[serde(default)]
+    pub bad_checksum: u64,
 }
 
 impl Report {
@@ -109,7 +112,7 @@ impl Report {
 
     /// Segments of streams that were dropped for their checksum.
     pub fn bad_checksums(&self) -> u64 {
-        self.connections.iter().chain([&self.closed_connections]).map(|c| c.bad_checksum).sum()
+        self.rings.iter().map(|ring| ring.bad_checksum).sum()
     }
 
     fn counted(&self) -> impl Iterator<Item = &Socket> {
