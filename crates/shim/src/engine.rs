@@ -756,6 +756,9 @@ impl State {
         for frame in memory.frames.held() {
             queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
         }
+        for frame in self.streams.iter().flat_map(Stream::frames) {
+            queued[usize::from(memory.frames.arrival(frame).ring)] += 1;
+        }
         for socket in sockets {
             while let Some((frame, _)) = socket.pop() {
                 queued[usize::from(memory.frames.arrival(frame).ring)] += 1;

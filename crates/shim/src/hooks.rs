@@ -447,6 +447,7 @@ hooks! {
     }
 
     fn epoll_ctl(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
+        tcp::before_asking(fd); // adding and changing look whether there is something
         let result = next::epoll_ctl(epfd, op, fd, event);
         if result == 0 && control::active() && (SOCKETS.of(fd).is_some() || EPOLLS.of(fd).is_some()) {
             crate::epoll::controlled(epfd, op, fd, event);
@@ -671,6 +672,9 @@ hooks! {
         if control::hidden(to) && control::own_process() {
             return fail(EBADF);
         }
+        if !may_become(fd, to) {
+            return fail(tcp::HELD.0);
+        }
         before_replacing(fd, to);
         let new = next::dup2(fd, to);
         after_replacing(fd, new)
@@ -679,6 +683,9 @@ hooks! {
     fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
         if control::hidden(to) && control::own_process() {
             return fail(EBADF);
+        }
+        if !may_become(fd, to) {
+            return fail(tcp::HELD.0);
         }
         before_replacing(fd, to);
         let new = next::dup3(fd, to, flags);
@@ -809,10 +816,19 @@ fn close_each(first: c_uint, last: c_uint, close: impl Fn(c_uint, c_uint) -> c_i
 }
 
 fn after_dup(old: c_int, new: c_int) -> c_int {
+    if !may_become(old, new) {
+        crate::sys::close(new);
+        return fail(tcp::HELD.0);
+    }
     if new >= 0 && control::active() && control::own_process() {
         control::duplicated(old, new);
     }
     new
+}
+
+/// Standard input is read by stdio, past the shim: a stream that becomes it must hold nothing.
+fn may_become(fd: c_int, to: c_int) -> bool {
+    to != libc::STDIN_FILENO || tcp::demote_fd(fd, Reason::Stdio, 0)
 }
 
 /// dup2 and dup3 close what `to` was: a stream is drained before.

@@ -176,6 +176,9 @@ enum Refusal {
 }
 
 fn prepare(stream: &'static Stream, fd: c_int) -> Result<(), Refusal> {
+    if fd == libc::STDIN_FILENO {
+        return Err(Refusal::Never(Reason::Stdio));
+    }
     let slot = published(stream, fd)?;
     if stream.involved() {
         ticker::need();

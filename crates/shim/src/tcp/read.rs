@@ -251,6 +251,7 @@ impl Call {
             match wait::for_stream(self.stream, fd, deadline, nap) {
                 Woken::Timeout => return self.nothing(libc::EAGAIN),
                 Woken::Interrupted => return self.nothing(libc::EINTR),
+                _ if deadline.over() => return self.nothing(libc::EAGAIN),
                 _ => {}
             }
         }

@@ -180,6 +180,16 @@ impl Stream {
         Some(Guard { locked: cell.lock()?, stream: self })
     }
 
+    /// Frames in which something is held.
+    pub(crate) fn frames(&'static self) -> Vec<u32> {
+        let Some(mut guard) = self.lock() else { return Vec::new() };
+        let held = guard.work().worker.index.iter().filter_map(|entry| match entry.data {
+            Held::Frame { frame, .. } => Some(frame),
+            Held::Copy(_) => None,
+        });
+        held.collect()
+    }
+
     /// Gives it a cell, if it has none. Only with the pump lock held.
     pub(crate) fn with_cell(&self) -> bool {
         if self.cell.load(Relaxed).is_null() {
