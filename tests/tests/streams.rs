@@ -557,7 +557,7 @@ impl Truth {
             self.sent(&segment);
             segment.fin = self.at == TRUTH;
             liar.send(&segment)?;
-            if self.at % 10 == 0 || segment.fin {
+            if self.at.is_multiple_of(10) || segment.fin {
                 liar.until_acknowledged((16 + self.at) as u64 + u64::from(segment.fin))?;
             }
         }
