@@ -408,10 +408,13 @@ mod sys {
         owner: [usize; 2],
     }
 
+    type Receive = unsafe extern "C" fn(c_int, *mut Chunk, usize, c_int) -> isize;
+    type Release = unsafe extern "C" fn(*mut Chunk);
+
     /// Hoist's own calls, found in the process.
     pub(super) struct Chunks {
-        receive: unsafe extern "C" fn(c_int, *mut Chunk, usize, c_int) -> isize,
-        release: unsafe extern "C" fn(*mut Chunk),
+        receive: Receive,
+        release: Release,
         most: usize,
     }
 
@@ -422,8 +425,8 @@ mod sys {
             // SAFETY: the two symbols are functions of these types.
             unsafe {
                 Ok(Self {
-                    receive: std::mem::transmute::<*mut c_void, _>(receive),
-                    release: std::mem::transmute::<*mut c_void, _>(release),
+                    receive: std::mem::transmute::<*mut c_void, Receive>(receive),
+                    release: std::mem::transmute::<*mut c_void, Release>(release),
                     most,
                 })
             }
