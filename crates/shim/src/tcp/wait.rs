@@ -24,6 +24,10 @@ pub(crate) fn for_stream(stream: &'static Stream, fd: c_int, deadline: Deadline,
         }
         None => {}
     }
+    // undrained ghosts close the window, and would end the sleep at once
+    if let Some(mut guard) = stream.lock() {
+        read::drain(&mut guard, fd);
+    }
     let mut set = PollSet::new();
     set.push(fd, POLLIN);
     set.push_rings();
