@@ -4,6 +4,7 @@ use crate::{
     abi::TcpClosed,
     cgroup::Cgroup,
     error::{Context, Error, bpf},
+    loaders::loader,
     server::{Ports, Tcp},
     status::{ClosedConnections, ConnectionStatus, StreamTraffic},
     sys,
@@ -164,7 +165,7 @@ fn address(words: &[AtomicU32; 4], port: u16) -> String {
 }
 
 fn load(tcp: &Tcp, netns_cookie: Option<u64>, pins: &Pins) -> Result<Ebpf, Error> {
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader();
     let (all, netns) = (u32::from(tcp.ports == Ports::All), netns_cookie.unwrap_or(0));
     loader.override_global("all_selected", &all, true);
     loader.override_global("netns_cookie", &netns, true);

@@ -7,6 +7,7 @@ use crate::{
     endpoint::{Endpoint, Protocol},
     error::Context,
     lease::{CHUNK, Lease},
+    raised::Raised,
     registry::{Channel, Registered},
     rules::{Key, Membership, expand},
     server::{Ports, YOUNG, rings_of},
@@ -157,37 +158,37 @@ impl Broker {
         timestamps: bool,
         fd: Option<OwnedFd>,
     ) -> Result<Reply, Error> {
-        let endpoint = match self.examine(fd, cookie, Protocol::Udp) {
-            Ok(endpoint) => endpoint,
+        let (endpoint, fd) = match self.examine(fd, cookie, Protocol::Udp) {
+            Ok(found) => found,
             Err(errno) => return Ok(Reply::Refused { errno }),
         };
         let Some(slot) = self.channels.get_mut(&id).and_then(|c| c.slot(cookie)) else {
             return Ok(Reply::Registered { slot: NO_SLOT, reason: Reason::TooMany });
         };
+        let raised = Raised::raise(fd);
         let reason = self.lift(id, &endpoint, slot, timestamps)?;
+        drop(raised);
         self.note_denial(&endpoint, reason);
         Ok(Reply::Registered { slot, reason })
     }
 
-    /// The socket `fd` that a process says has this cookie, or the errno of its refusal.
+    /// The socket `fd` that a process says has this cookie, or the errno of its refusal. Not to be held longer than the
+    /// request takes: it keeps the program's socket alive.
     pub(crate) fn examine(
         &mut self,
         fd: Option<OwnedFd>,
         cookie: u64,
         protocol: Protocol,
-    ) -> Result<Endpoint, u32> {
+    ) -> Result<(Endpoint, OwnedFd), u32> {
         let fd = fd.ok_or(libc::EBADF as u32)?;
         let found = Endpoint::examine(fd.as_fd(), protocol, self.netns);
-        let answer = match found {
-            Ok(endpoint) if endpoint.cookie == cookie => Ok(endpoint),
-            Ok(_) => Err(libc::EINVAL as u32),
-            Err(error) => Err(error.raw_os_error().unwrap_or(libc::EIO) as u32),
+        let errno = match found {
+            Ok(endpoint) if endpoint.cookie == cookie => return Ok((endpoint, fd)),
+            Ok(_) => libc::EINVAL,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
         };
-        match answer {
-            Ok(_) if protocol == Protocol::Udp => drop(fd), // it must not keep the program's socket alive
-            _ => self.disposal.close(fd),
-        }
-        answer
+        self.disposal.close(fd);
+        Err(errno as u32)
     }
 
     /// Remembers a reason that `--require` does not put up with.

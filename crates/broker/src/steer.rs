@@ -6,11 +6,12 @@ use crate::{
     connections::STEER_MAPS,
     device::Device,
     error::{Context, Error, bpf},
+    loaders::loader,
     rules::{Change, Key},
     sys,
 };
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf, Pod,
     maps::{Array, HashMap, MapError, PerCpuArray, XskMap},
     programs::Xdp,
 };
@@ -80,7 +81,7 @@ impl Steer {
         pins: Option<&Pins>,
     ) -> Result<Self, Error> {
         let (generic, lift_tcp) = (u32::from(generic), u32::from(pins.is_some()));
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         loader.override_global("generic_xdp", &generic, true);
         loader.override_global("lift_tcp", &lift_tcp, true);
         loader.map_max_entries("xsks", device.max_rx_queues);

@@ -14,10 +14,11 @@ impl Broker {
     /// Makes sure that the process has rings wherever packets for this connection's local address may arrive; or says why
     /// not.
     pub(crate) fn stream(&mut self, id: u64, cookie: u64, fd: Option<OwnedFd>) -> Result<Reply, Error> {
-        let endpoint = match self.examine(fd, cookie, Protocol::Tcp) {
-            Ok(endpoint) => endpoint,
+        let (endpoint, fd) = match self.examine(fd, cookie, Protocol::Tcp) {
+            Ok(found) => found,
             Err(errno) => return Ok(Reply::Refused { errno }),
         };
+        self.disposal.close(fd);
         if endpoint.peer.is_none() {
             return Ok(Reply::Refused { errno: libc::ENOTCONN as u32 });
         }

@@ -182,6 +182,17 @@ pub(crate) fn option_u64(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Resul
     option(fd, level, name, 0_u64)
 }
 
+/// SO_RCVBUF will read `bytes`, whatever rmem_max says (SO_RCVBUFFORCE, which the kernel doubles).
+pub(crate) fn force_receive_buffer(fd: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    let half = bytes / 2;
+    let (name, len) = (libc::SO_RCVBUFFORCE, size_of_val(&half) as libc::socklen_t);
+    // SAFETY: an int that lives across the call.
+    check(unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const half).cast(), len).into()
+    })
+    .map(drop)
+}
+
 /// Process that made the socketpair, and its user (SO_PEERCRED).
 pub(crate) fn peer(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let words: [u32; 3] = option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, [0; 3])?;

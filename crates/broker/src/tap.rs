@@ -6,11 +6,11 @@
 use crate::{
     Pins,
     error::{Context, Error, bpf},
+    loaders::loader,
     netlink::Route,
     sys,
 };
 use aya::{
-    EbpfLoader,
     maps::{Array, MapData, PerCpuArray},
     programs::SchedClassifier,
 };
@@ -48,7 +48,7 @@ impl Tap {
     ) -> Result<Self, Error> {
         let (fd, name) = sys::open_tap("hoist%d").context("make a TAP (/dev/net/tun)")?;
         let index = if_nametoindex(name.as_str()).context(format!("find the TAP {name}"))?;
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         loader.override_global("device_ifindex", &ifindex, true);
         let (generic, tcp) = (u32::from(generic), u32::from(pins.is_some()));
         loader.override_global("generic_xdp", &generic, true);
