@@ -255,6 +255,16 @@ impl End {
             .during(|| format!("switching {offload:?} of {device} (ioctl SIOCETHTOOL)"))
     }
 
+    /// Has the receive queues of its device, which is up, know their numbers.
+    ///
+    /// veth tells them only when XDP is attached (`veth_enable_xdp_range`); until then each believes it is queue 0, and wakes
+    /// queue 0 of the sender (`veth_poll`, since Linux 6.16): another that once found its ring full never sends again.
+    fn number_queues(&self) -> Result<()> {
+        let (device, index) = (self.device(), self.ifindex);
+        self.enter(|| sys::attach_xdp_for_a_moment(index))?
+            .during(|| format!("attaching XDP to {device} (BPF_PROG_LOAD, BPF_LINK_CREATE)"))
+    }
+
     /// Sets its device up or down.
     pub fn set_up(&self, up: bool) -> Result<()> {
         let index = self.ifindex;
@@ -357,6 +367,7 @@ fn build(name: &str, facts: Facts) -> Result<[End; 2]> {
     for end in [&wire, &host] {
         end.enter(|| configure(end))?.during(|| format!("configuring {}", end.device()))?;
     }
+    host.number_queues()?;
     for end in [&wire, &host] {
         end.settle()?;
         end.enter(|| add_vlan(end))??;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hoist_wire::{Error, State, Testbed, list, remove};
+use hoist_wire::{Error, State, Testbed, list, pin_thread, remove};
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -222,4 +222,34 @@ fn what_a_killed_owner_left_is_swept_by_the_next() {
     assert!(matches!(Testbed::open(&name), Err(Error::Unknown(_))));
     let device = left.host().enter(|| nix::net::if_::if_nametoindex("vb")).unwrap();
     assert!(device.is_err(), "the veth pair outlived the sweep");
+}
+
+/// More than a receive queue's ring holds while its NAPI instance waits for the processor: senders wait, and go on.
+#[test]
+fn no_queue_of_the_wire_stops_for_good() {
+    if !root() {
+        return;
+    }
+    let testbed = Testbed::builder().queues(2).up().unwrap();
+    for napi in testbed.threaded_napi(0).unwrap() {
+        let renice =
+            Command::new("renice").args(["-n", "19", "-p", &napi.thread.unwrap().to_string()]).output();
+        assert!(renice.unwrap().status.success());
+    }
+    let sink = testbed.host().enter(|| UdpSocket::bind((testbed.host().v4(), 0))).unwrap().unwrap();
+    let target = sink.local_addr().unwrap();
+    let send = || {
+        pin_thread(0).unwrap();
+        let socket = testbed.wire().enter(|| UdpSocket::bind((testbed.wire().v4(), 0))).unwrap().unwrap();
+        socket.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        (0..5_000).try_for_each(|_| socket.send_to(&[0; 1_000], target).map(drop))
+    };
+    let stopped = std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..16).map(|_| scope.spawn(send)).collect();
+        senders.into_iter().map(|sender| sender.join().unwrap()).filter(Result::is_err).count()
+    });
+    let queue = testbed.wire().command("tc").args(["-s", "qdisc", "show", "dev", "va"]).output().unwrap();
+    let queue = String::from_utf8_lossy(&queue.stdout).into_owned();
+    assert_eq!(stopped, 0, "of 16 senders could not send for 5 s: {queue}");
+    assert!(!queue.contains("requeues 0)"), "no ring was ever full: {queue}");
 }
