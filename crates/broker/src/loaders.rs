@@ -1,25 +1,32 @@
 //! Loaders of BPF programs, made ahead of need.
 //!
 //! A new `EbpfLoader` reads all of the kernel's types (30 ms, /sys/kernel/btf/vmlinux) whether or not a program relocates by
-//! them; none here does. A socket that is being lifted must not wait for that.
+//! them; none here does. The first socket that is lifted must not wait for that.
 
 use aya::EbpfLoader;
 use std::{
     sync::{
-        Mutex,
-        mpsc::{Receiver, sync_channel},
+        Mutex, PoisonError,
+        mpsc::{Receiver, channel},
     },
     thread,
 };
 
-static SPARE: Mutex<Option<Receiver<EbpfLoader<'static>>>> = Mutex::new(None);
+/// `steer` and `ride_in` of the first device.
+const SPARE: usize = 2;
 
-/// One that knows no types of the kernel; another is made meanwhile.
+static SPARES: Mutex<Option<Receiver<EbpfLoader<'static>>>> = Mutex::new(None);
+
+/// One that knows no types of the kernel. The first call has spare ones made.
 pub(crate) fn loader<'a>() -> EbpfLoader<'a> {
-    let mut spare = SPARE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let taken = spare.as_ref().and_then(|receiver| receiver.try_recv().ok());
-    spare.get_or_insert_with(start);
-    taken.unwrap_or_else(bare)
+    let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*spares {
+        Some(made) => made.recv().unwrap_or_else(|_| bare()), // an error: all are used
+        None => {
+            *spares = Some(start());
+            bare()
+        }
+    }
 }
 
 fn bare<'a>() -> EbpfLoader<'a> {
@@ -28,9 +35,8 @@ fn bare<'a>() -> EbpfLoader<'a> {
     loader
 }
 
-/// Keeps one in the queue for `steer` and holds the next for `ride_in`.
 fn start() -> Receiver<EbpfLoader<'static>> {
-    let (sender, receiver) = sync_channel(1);
-    thread::spawn(move || while sender.send(bare()).is_ok() {});
+    let (sender, receiver) = channel();
+    thread::spawn(move || (0..SPARE).all(|_| sender.send(bare()).is_ok()));
     receiver
 }
