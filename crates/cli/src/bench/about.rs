@@ -3,7 +3,7 @@
 use super::{
     document::{Document, distinct},
     kinds::{self, Kind},
-    number,
+    number, simulate,
 };
 use serde_json::Value;
 
@@ -32,6 +32,9 @@ fn side_of(settings: &Value, bench: &str, side: &str) -> String {
         None => "the default SO_RCVBUF".into(),
     };
     let spinning = || format!("spinning for {} us at spin-us {0}", kinds::SPIN_US);
+    if bench == Kind::Steering.name() {
+        return simulate::side(side).into();
+    }
     match (side, family(bench)) {
         ("kernel", Family::Passed) => format!("the program as is, nice 0, {rcvbuf}"),
         ("hoist", Family::Passed) => "the same program, with Hoist attached to the device for another; \

@@ -217,11 +217,12 @@ fn look(side: &str, index: usize) -> RGBColor {
 /// The same in every plot, whichever sides it has; peers come after them.
 fn rank(side: &str, index: usize) -> usize {
     match side {
-        "kernel" => 0,
-        "kernel-tuned" => 1,
+        "kernel" | "hash" => 0,
+        "kernel-tuned" | "rfs" => 1,
         "hoist" => 2,
-        "hoist-lift" => 4,
-        "hoist-chunks" => 5,
+        "hoist-lift" | "hoist-wait" => 4,
+        "hoist-chunks" | "two-choices" => 5,
+        "rss++" => 6,
         "limit" => 3,
         _ => 4 + index % 4,
     }

@@ -23,6 +23,7 @@ mod rates;
 mod search;
 pub(crate) mod session;
 pub(crate) mod side;
+mod simulate;
 mod stage;
 mod stats;
 mod status;
@@ -119,6 +120,9 @@ struct How {
     /// Offered rates of udp-overload, flows and sockets in packets per second (k, M and G are understood).
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = positive_rate)]
     rates: Option<Vec<f64>>,
+    /// In memory, without root, a testbed or packets: steering only.
+    #[arg(long, conflicts_with_all = ["sides", "size", "flows", "rcvbuf", "tolerated_loss", "rates", "peers"])]
+    simulate: bool,
     /// Also the receivers of benches/peers that are built, in udp-lossless and udp-overload.
     #[arg(long)]
     peers: bool,
@@ -142,9 +146,34 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     match &args.kept {
         Some(Kept::Compare { first, second, json }) => compare(first, second, *json)?,
         Some(Kept::Report { run, directory }) => report(run, directory)?,
+        None if args.how.simulate || args.list.contains(&Kind::Steering) => {
+            simulated(&args.how, &kinds(&args.list))?;
+        }
         None => return run(&args.how, &kinds(&args.list)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn simulated(how: &How, kinds: &[Kind]) -> Result<()> {
+    if !how.simulate || kinds != [Kind::Steering] {
+        let what = "steering goes with --simulate, and --simulate with nothing else: hoist bench steering --simulate\n";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, what).exit();
+    }
+    how.save.as_deref().map_or(Ok(()), claim)?;
+    let repeats = how.repeats.map_or(if how.quick { 2 } else { 5 }, usize::from);
+    let document = simulate::steering(how.quick, repeats)?;
+    finish(how, &document)
+}
+
+/// Prints the run, and keeps it if it is to be kept.
+fn finish(how: &How, document: &Document) -> Result<()> {
+    match how.json {
+        true => println!("{}", serde_json::to_string_pretty(document)?),
+        false => println!("{}", table::of(document)),
+    }
+    let Some(directory) = how.save.as_deref() else { return Ok(()) };
+    page::keep(document, directory)?;
+    page::write(document, directory)
 }
 
 fn compare(first: &Path, second: &Path, json: bool) -> Result<()> {
@@ -174,11 +203,7 @@ fn run(how: &How, kinds: &[Kind]) -> Result<ExitCode> {
     }
     how.save.as_deref().map_or(Ok(()), claim)?;
     let (document, is_whole) = measure(plan, kinds, how.save.as_deref())?;
-    match how.json {
-        true => println!("{}", serde_json::to_string_pretty(&document)?),
-        false => println!("{}", table::of(&document)),
-    }
-    how.save.as_deref().map_or(Ok(()), |directory| page::write(&document, directory))?;
+    finish(how, &document)?;
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -41,7 +41,9 @@ pub(crate) enum Kind {
     App,
     /// What an attached Hoist costs traffic that it does not lift.
     PassCost,
-    /// Every one of them.
+    /// Rings that share flows: Hoist's steering against others'. With --simulate only.
+    Steering,
+    /// Every one of them that is measured on a testbed.
     All,
 }
 
@@ -75,6 +77,7 @@ impl Kind {
             Self::TcpRr => "tcp-rr",
             Self::App => "app",
             Self::PassCost => "pass-cost",
+            Self::Steering => "steering",
             Self::All => "all",
         }
     }
@@ -93,6 +96,7 @@ impl Kind {
             Self::PassCost => {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
             }
+            Self::Steering => "How evenly rings share flows, and what packets wait for",
             Self::All => "",
         }
     }
@@ -113,6 +117,7 @@ impl Kind {
             Self::TcpRr => rr::prepare(stage, rr::Transport::Tcp),
             Self::App => app::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
+            Self::Steering => anyhow::bail!("`steering` is simulated: it has no testbed"),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
     }
@@ -120,7 +125,8 @@ impl Kind {
 
 /// What the figures of a bench show; none of one that this program does not know.
 pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
-    Kind::EACH.iter().find(|kind| kind.name() == bench).map(|kind| kind.title())
+    let mut known = Kind::EACH.iter().chain(&[Kind::Steering]);
+    known.find(|kind| kind.name() == bench).map(|kind| kind.title())
 }
 
 /// Whether a metric is drawn: the tables have all of them.
