@@ -245,12 +245,45 @@ fn names_and_numbers_that_make_no_sense_are_usage_errors() {
         (&["udp-overload", "--sides", "kernel,window"][..], "kernel-tuned"),
         (&["udp-overload", "compare"][..], "compare"),
         (&["compare", "one.json"][..], "SECOND"),
+        (&["steering"][..], "--simulate"),
+        (&["udp-rr", "--simulate"][..], "hoist bench steering --simulate"),
+        (&["steering", "--simulate", "--size", "100"][..], "--size"),
     ];
     for (arguments, why) in wrong {
         let out = output(arguments);
         assert_eq!(out.status.code(), Some(2), "{arguments:?}");
         assert!(complaint(&out).contains(why), "{arguments:?}: {}", complaint(&out));
     }
+}
+
+/// It needs nothing, so it runs wherever tests do.
+#[test]
+fn steering_is_simulated_and_kept_and_the_same_seed_brings_the_same() {
+    let directory = Directory::new("steering");
+    let run = |name: &str| {
+        let kept = directory.0.join(name).display().to_string();
+        let out = output(&["steering", "--simulate", "--quick", "--repeats", "1", "--json", "--save", &kept]);
+        assert_eq!(out.status.code(), Some(0), "{}", complaint(&out));
+        for file in ["run.json", "index.html", "steering.svg"] {
+            assert!(Path::new(&kept).join(file).exists(), "{file}");
+        }
+        let document: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let rows = document["rows"].as_array().unwrap().clone();
+        rows.into_iter().filter(|row| row["metric"] != "decisions").collect::<Vec<_>>()
+    };
+    let rows = run("one");
+    assert_eq!(rows, run("two"));
+    let median = |side: &str, metric: &str, rings: f64| {
+        let is_it = |row: &&Value| {
+            row["side"] == side
+                && row["metric"] == metric
+                && row["point"]["name"] == "rings"
+                && row["point"]["value"] == rings
+        };
+        rows.iter().find(is_it).unwrap()["median"].as_f64().unwrap()
+    };
+    assert!(median("hoist", "busiest ring", 8.0) < 1.1 && median("hash", "busiest ring", 8.0) > 1.2);
+    assert!(rows.iter().filter(|row| row["metric"] == "could be overtaken").all(|row| row["median"] == 0.0));
 }
 
 #[test]
