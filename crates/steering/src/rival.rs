@@ -60,47 +60,28 @@ impl Steering for Hoist {
     }
 }
 
-/// RSS and RPS: a table that never changes (`skb_get_hash`, `get_rps_cpu`).
+/// What a hash alone decides, whatever the load.
 #[derive(Debug)]
-pub struct Hash {
+pub struct Fixed {
     rings: u64,
+    number: fn(Flow) -> u64,
 }
 
-impl Hash {
-    /// Over so many rings.
-    pub fn over(rings: usize) -> Self {
-        Self { rings: rings as u64 }
+impl Fixed {
+    /// RSS and RPS: a table that never changes (`skb_get_hash`, `get_rps_cpu`).
+    pub fn table(rings: usize) -> Self {
+        Self { rings: rings as u64, number: |flow| bucket(flow).into() }
+    }
+
+    /// RFS: each flow goes where its reader runs, and readers are spread without looking at the load.
+    pub fn readers(rings: usize) -> Self {
+        Self { rings: rings as u64, number: |flow| mix(flow.hash) }
     }
 }
 
-impl Steering for Hash {
+impl Steering for Fixed {
     fn place(&mut self, flow: Flow, _: &[RingCounters]) -> Placed {
-        fixed((u64::from(bucket(flow)) % self.rings) as u16)
-    }
-
-    fn tick(&mut self, _: &[RingCounters]) {}
-
-    fn moves(&self) -> u64 {
-        0
-    }
-}
-
-/// RFS: each flow goes where its reader runs, and readers are spread without looking at the load.
-#[derive(Debug)]
-pub struct Rfs {
-    rings: u64,
-}
-
-impl Rfs {
-    /// Over so many rings.
-    pub fn over(rings: usize) -> Self {
-        Self { rings: rings as u64 }
-    }
-}
-
-impl Steering for Rfs {
-    fn place(&mut self, flow: Flow, _: &[RingCounters]) -> Placed {
-        fixed((mix(flow.hash) % self.rings) as u16)
+        fixed(((self.number)(flow) % self.rings) as u16)
     }
 
     fn tick(&mut self, _: &[RingCounters]) {}

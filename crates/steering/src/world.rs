@@ -283,7 +283,7 @@ fn percentile(counts: &[u64], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rival::{Hash, Hoist, RssPlusPlus, TwoChoices};
+    use crate::rival::{Fixed, Hoist, RssPlusPlus, TwoChoices};
 
     fn played(scene: &Scene, steering: &mut dyn Steering) -> Outcome {
         play(scene, steering, |_| {})
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_brings_the_same() {
-        let outcome = |seed| played(&Scene { seed, ..SKEWED }, &mut Hash::over(4));
+        let outcome = |seed| played(&Scene { seed, ..SKEWED }, &mut Fixed::table(4));
         assert_eq!(outcome(5), outcome(5));
         assert_ne!(outcome(5), outcome(6));
     }
@@ -313,7 +313,7 @@ mod tests {
     fn a_fixed_hash_leaves_skew_and_the_policy_does_not() {
         for rings in [2, 4, 16] {
             let scene = Scene { rings, flows: 10_000, ..SKEWED };
-            let hash = played(&scene, &mut Hash::over(rings));
+            let hash = played(&scene, &mut Fixed::table(rings));
             let hoist = played(&scene, &mut Hoist::over(rings));
             assert!(hoist.busiest < 1.12, "{rings} rings: {hoist:?}");
             assert!(hoist.busiest < hash.busiest && hoist.p99_ms <= hash.p99_ms, "{hash:?}\n{hoist:?}");
@@ -359,14 +359,14 @@ mod tests {
     #[test]
     fn a_slow_ring_delays_less_than_with_a_fixed_hash() {
         let scene = Scene { exponent: 0.5, flows: 10_000, slowdown: 3.0, load: 0.6, ..SKEWED };
-        let (hash, hoist) = (played(&scene, &mut Hash::over(4)), played(&scene, &mut Hoist::over(4)));
+        let (hash, hoist) = (played(&scene, &mut Fixed::table(4)), played(&scene, &mut Hoist::over(4)));
         assert!(hoist.lost < hash.lost / 3.0, "{hash:?}\n{hoist:?}");
     }
 
     #[test]
     fn two_choices_are_better_than_one() {
         let scene = Scene { exponent: 0.8, churn: 5.0, ..SKEWED };
-        let (hash, two) = (played(&scene, &mut Hash::over(4)), played(&scene, &mut TwoChoices::over(4)));
+        let (hash, two) = (played(&scene, &mut Fixed::table(4)), played(&scene, &mut TwoChoices::over(4)));
         assert!(two.busiest < hash.busiest, "{hash:?}\n{two:?}");
     }
 }

@@ -8,7 +8,7 @@ use super::{
 use anyhow::Result;
 use hoist_steering::{
     BUCKETS, Placed, RingCounters, Rule,
-    rival::{Hash, Hoist, Rfs, RssPlusPlus, TwoChoices},
+    rival::{Fixed, Hoist, RssPlusPlus, TwoChoices},
     world::{self, Flow, Scene, Steering},
 };
 use std::{
@@ -28,8 +28,8 @@ const TICK: Metric = Metric::part("decisions", "ns/tick");
 type Make = fn(usize) -> Box<dyn Steering>;
 
 const SIDES: [(&str, Make); 6] = [
-    ("hash", |rings| Box::new(Hash::over(rings))),
-    ("rfs", |rings| Box::new(Rfs::over(rings))),
+    ("hash", |rings| Box::new(Fixed::table(rings))),
+    ("rfs", |rings| Box::new(Fixed::readers(rings))),
     ("two-choices", |rings| Box::new(TwoChoices::over(rings))),
     ("rss++", |rings| Box::new(RssPlusPlus::over(rings))),
     ("hoist-wait", |rings| Box::new(Hoist::with(Rule::Wait, rings))),
@@ -177,7 +177,7 @@ mod tests {
         for (point, scene) in scenes(&Scene { ticks: 300, ..Scene::default() }, true) {
             let busiest = |steering: &mut dyn Steering| world::play(&scene, steering, |_| {}).busiest;
             let (hash, hoist) =
-                (busiest(&mut Hash::over(scene.rings)), busiest(&mut Hoist::over(scene.rings)));
+                (busiest(&mut Fixed::table(scene.rings)), busiest(&mut Hoist::over(scene.rings)));
             assert!(hoist <= hash * 1.02, "{point:?}: {hoist} against {hash}");
         }
     }
