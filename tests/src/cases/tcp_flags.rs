@@ -71,6 +71,42 @@ pub(super) fn peek_with_waitall_waits_for_all(ctx: &mut Ctx) {
     c.exact(5_000);
 }
 
+/// What there is before the end is all that there will be.
+pub(super) fn peek_with_waitall_ends_with_the_stream(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[9_000]);
+    c.exact(5_000);
+    c.order(Do::ShutdownWrite);
+    for _ in 0..3 {
+        assert_eq!(c.take(10_000, PEEK | libc::MSG_WAITALL).unwrap(), 4_000);
+    }
+    c.exact(4_000);
+    assert_eq!(c.take(10_000, PEEK | libc::MSG_WAITALL).unwrap(), 0);
+    c.assert_end();
+}
+
+/// The same while it waits, and the end comes with the last data.
+pub(super) fn peek_with_waitall_wakes_up_at_the_end(ctx: &mut Ctx) {
+    for round in 0..10 {
+        let mut c = ctx.tcp();
+        c.arrive(&[1_000]);
+        c.write_later(&[300 + round]);
+        c.tell(Do::ShutdownWrite);
+        assert_eq!(c.take(10_000, PEEK | libc::MSG_WAITALL).unwrap(), 1_300 + round);
+        c.finish();
+        c.finish();
+        c.exact(1_300 + round);
+        c.assert_end();
+    }
+}
+
+pub(super) fn a_reset_ends_a_peek_with_waitall(ctx: &mut Ctx) {
+    let mut c = ctx.tcp();
+    c.arrive(&[700]);
+    c.tell(Do::Reset(None));
+    assert_eq!(c.take(10_000, PEEK | libc::MSG_WAITALL).unwrap(), 700);
+}
+
 /// `tcp_recvmsg_locked` copies nothing with MSG_TRUNC and does not go on with MSG_PEEK.
 pub(super) fn peek_with_trunc_measures(ctx: &mut Ctx) {
     let mut c = ctx.tcp();

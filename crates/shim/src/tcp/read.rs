@@ -326,6 +326,7 @@ impl Call {
         if !peek && self.take()? && self.done >= self.enough {
             return Ok(Look::Done);
         }
+        let mut ended = false;
         loop {
             let at = if peek { 0 } else { self.done };
             if self.done > 0
@@ -342,19 +343,31 @@ impl Call {
             if self.done >= self.enough || self.done == self.len {
                 return Ok(Look::Done);
             }
-            if peek {
+            if !peek {
+                continue;
+            }
+            if ended {
+                return Ok(Look::Done); // what came just before the end has been seen, too
+            }
+            ended = self.over();
+            if !ended {
                 return Ok(Look::More);
             }
         }
     }
 
-    /// After something was read: an error or the end is for the next call to report (`tcp_recvmsg_locked`), and asking the kernel
-    /// would use it up (`sock_error`). None: there is data.
-    fn without_error(&self) -> Option<Look> {
+    /// Whether nothing will come any more: an error, or the end (`sk_shutdown & RCV_SHUTDOWN`).
+    fn over(&self) -> bool {
         let mut entry =
             libc::pollfd { fd: self.socket.fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
         let _ = sys::poll_look(&raw mut entry, 1);
-        let over = entry.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLRDHUP) != 0;
+        entry.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLRDHUP) != 0
+    }
+
+    /// After something was read: an error or the end is for the next call to report (`tcp_recvmsg_locked`), and asking the kernel
+    /// would use it up (`sock_error`). None: there is data.
+    fn without_error(&self) -> Option<Look> {
+        let over = self.over();
         let undrained = self.guard().ok()?.reader().undrained();
         match sys::queued(self.socket.fd) {
             Ok(queued) if queued > undrained => None,
