@@ -233,7 +233,7 @@ fn grown(before: &Counters, after: &Counters) -> Counters {
 
 /// Less in flight than the 256 frames that a veth queue holds (`VETH_RING_SIZE`): nothing is lost on the way.
 fn clean() -> Scenario {
-    Scenario { send_buffer: 100_000, lifted: 60, ..Scenario::default() }
+    Scenario { send_buffer: 100_000, lifted: 20, ..Scenario::default() }
 }
 
 fn impaired(impairment: Impairment) -> Option<(Direction, Impairment)> {
