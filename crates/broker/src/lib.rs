@@ -22,6 +22,7 @@ mod netlink;
 mod raised;
 mod registry;
 mod requests;
+pub mod rps;
 pub mod rules;
 mod server;
 mod sock_diag;

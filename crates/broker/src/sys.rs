@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    sync::atomic::AtomicU64,
 };
 
 /// `bpf_attach_type` of a sock_ops program on a cgroup.
@@ -51,6 +52,48 @@ pub(crate) fn link_create(
     let mut words = [0; 16];
     words[..4].copy_from_slice(&[program.as_raw_fd() as u32, target, kind, flags]);
     bpf(BPF_LINK_CREATE, &words).map(owned)
+}
+
+/// The words of a BPF array that may be mapped (BPF_F_MMAPABLE), for as long as it lives.
+pub(crate) struct Words {
+    first: std::ptr::NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: nothing but atomics is behind the pointer, and nothing of it belongs to a thread.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// # Errors
+    /// mmap(2)'s: EINVAL if the array is shorter.
+    pub(crate) fn map(array: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let bytes = len * size_of::<u64>();
+        let (access, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a new mapping, where the kernel likes it.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, shared, array.as_raw_fd(), 0) };
+        match std::ptr::NonNull::new(at.cast()) {
+            Some(first) if at != libc::MAP_FAILED => Ok(Self { first, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl std::ops::Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping has so many words, is aligned to pages, and ends with `self`.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+        unsafe { libc::munmap(self.first.as_ptr().cast(), self.len * size_of::<u64>()) };
+    }
 }
 
 /// Attaches a program for as long as the device exists.

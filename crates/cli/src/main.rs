@@ -5,6 +5,8 @@
 mod bench;
 mod demo;
 mod doctor;
+mod ends;
+mod rps;
 mod run;
 mod status;
 mod testbed;
@@ -26,6 +28,7 @@ enum Command {
     Run(run::Args),
     Status(status::Args),
     Doctor(doctor::Args),
+    Rps(rps::Args),
     Testbed(testbed::Args),
     Wire(wire::Args),
     Bench(bench::Args),
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Status(args) => status::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::Rps(args) => rps::main(&args),
         Command::Testbed(args) => testbed::main(args),
         Command::Wire(args) => wire::main(args),
         Command::Bench(args) => bench::main(args),
@@ -54,4 +58,5 @@ pub(crate) const USAGE: u8 = 2;
 /// Values that clap let through and the wire cannot carry out.
 fn asks_too_much(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(hoist_wire::Error::Spec(_) | hoist_wire::Error::BadName(_)))
+        || error.is::<rps::Unusable>()
 }

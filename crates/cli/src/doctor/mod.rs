@@ -11,7 +11,7 @@ mod netlink;
 mod render;
 mod sys;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use judge::Severity;
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,8 +39,45 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     Ok(if runs { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What a device offers to whoever takes packets from its driver; None: it cannot be seen.
+pub(crate) struct Receiver {
+    pub(crate) kind: String,
+    pub(crate) up: bool,
+    pub(crate) loopback: bool,
+    /// Native XDP that can redirect.
+    pub(crate) redirects: Option<bool>,
+    /// Id of the XDP program attached.
+    pub(crate) attached: Option<u32>,
+    pub(crate) queues: u32,
+    /// Queues for which the kernel's RPS names CPUs.
+    pub(crate) kernel_rps: usize,
+    /// VLAN devices on top.
+    pub(crate) vlans: Vec<String>,
+    /// The device takes the tags off.
+    pub(crate) strips_tags: Option<bool>,
+}
+
+/// Looks at one device. Fails if there is none of that name.
+pub(crate) fn receiver(name: &str) -> Result<Receiver> {
+    let facts = facts::gather(Some(name))?;
+    let device = facts.devices.into_iter().next().context("doctor: no device")?;
+    let rps = device.rps.as_ref().map(|rps| (rps.queues, rps.steered)).unwrap_or((1, 0));
+    let needs = netdev::XdpSupport::BASIC | netdev::XdpSupport::REDIRECT;
+    Ok(Receiver {
+        kind: device.kind.or_else(|| device.driver.clone().ok()).unwrap_or_default(),
+        up: device.up,
+        loopback: device.loopback,
+        redirects: device.xdp.ok().map(|xdp| xdp.has(needs)),
+        attached: device.attached.map(|program| program.id),
+        queues: rps.0.max(1) as u32,
+        kernel_rps: rps.1,
+        vlans: device.vlans,
+        strips_tags: device.features.ok().map(|features| features.active.contains("rx-vlan-hw-parse")),
+    })
+}
+
 /// A reader that has seen enough (`hoist doctor | head`) is no error.
-fn print(report: &str) -> Result<()> {
+pub(crate) fn print(report: &str) -> Result<()> {
     match std::io::stdout().write_all(report.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),

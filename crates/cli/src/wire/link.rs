@@ -1,6 +1,6 @@
 //! `hoist wire link`: a testbed's cable, made bad for whatever crosses it.
 
-use super::ends::{Ends, Event};
+use crate::ends::{Ends, Event};
 use anyhow::Result;
 use hoist_wire::{Direction, Impairment, Link, LinkCounts, Testbed};
 use std::{

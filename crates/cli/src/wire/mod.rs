@@ -1,14 +1,13 @@
 //! `hoist wire`: UDP load at a stated rate, on a testbed or on a device, over a good link or a bad one.
 
 mod device;
-mod ends;
 mod link;
 mod tcp;
 mod traffic;
 
+use crate::ends::{Ends, Event};
 use anyhow::Result;
 use device::Device;
-use ends::{Ends, Event};
 use hoist_wire::{Direction, Error, Generator, Link, LinkCounts, Running, Sent, Testbed};
 use link::Impair;
 use std::{

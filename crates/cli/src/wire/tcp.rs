@@ -1,9 +1,7 @@
 //! `hoist wire tcp`: TCP connections to a receiver on the host end, filled as fast as it takes them.
 
-use super::{
-    ends::{Ends, Event, LOOK_MS},
-    exit_code,
-};
+use super::exit_code;
+use crate::ends::{Ends, Event, LOOK_MS};
 use anyhow::Result;
 use hoist_wire::{Error, TcpLimit, TcpRunning, TcpSent, TcpSpec, TcpWire, Testbed};
 use std::{

@@ -14,11 +14,11 @@ use std::{
 };
 
 /// The two signals, blocked: threads that start later inherit that.
-pub(super) struct Ends(SignalFd);
+pub(crate) struct Ends(SignalFd);
 
 /// What came first.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// Half a second.
     Time,
     /// What was waited for.
@@ -28,17 +28,17 @@ pub(super) enum Event {
 
 /// Ended by a signal of this number.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Interrupted(u32);
+pub(crate) struct Interrupted(u32);
 
 impl Ends {
-    pub(super) fn block() -> Result<Self> {
+    pub(crate) fn block() -> Result<Self> {
         let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
         ends.thread_block().context("blocking SIGINT and SIGTERM (pthread_sigmask)")?;
         Ok(Self(SignalFd::new(&ends).context("reading SIGINT and SIGTERM (signalfd)")?))
     }
 
     /// Waits half a second for a signal, or for one of `others` to be readable.
-    pub(super) fn wait(&self, others: &[BorrowedFd<'_>]) -> Result<Event> {
+    pub(crate) fn wait(&self, others: &[BorrowedFd<'_>]) -> Result<Event> {
         let all = [self.0.as_fd()].into_iter().chain(others.iter().copied());
         let mut fds: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let ready = poll(&mut fds, PollTimeout::from(LOOK_MS)).context("waiting for Ctrl-C (poll)")?;
@@ -56,11 +56,11 @@ impl Ends {
     }
 }
 
-pub(super) const LOOK_MS: u16 = 500;
+pub(crate) const LOOK_MS: u16 = 500;
 
 impl Interrupted {
     /// As shells say it.
-    pub(super) fn code(self) -> ExitCode {
+    pub(crate) fn code(self) -> ExitCode {
         ExitCode::from(128 + self.0 as u8)
     }
 }

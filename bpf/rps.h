@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0 */
+/* Flows of rps.bpf.c, and what it and user space agree on (crates/broker/src/abi.rs asserts sizes). */
+#ifndef HOIST_RPS_H
+#define HOIST_RPS_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define RPS_BUCKETS 1024 /* of each receive queue; hoist_steering::BUCKETS */
+#define RPS_HISTORY 4096 /* packets that a CPU took and may not be done with */
+#define SURE_PACKETS 128
+#define SURE_JIFFIES 3
+#define RPS_META_MAGIC 0x737072747369000fULL
+
+/* What becomes of a packet. Order is part of the contract. */
+enum rps_verdict {
+	RPS_SPREAD,
+	RPS_HOME,      /* its bucket stays here */
+	RPS_NOT_IP,
+	RPS_TRUNCATED,
+	RPS_QUEUE,     /* a receive queue that did not exist at the start */
+	RPS_UNFILLED,  /* no checksum in it: CPUMAP would lose the note that it is still to be computed */
+	RPS_NO_META,   /* no room for the number in front of it */
+	RPS_VERDICTS,
+};
+
+/* All of 64 bits: user space maps them as words. `ring`: CPU + 1, or 0: home. */
+struct rps_bucket {
+	__u64 last; /* number of its latest packet */
+	__u64 packets;
+	__u64 ring;
+	__u64 moves;
+};
+
+/* One CPU's. */
+struct rps_ring {
+	__u64 taken;    /* out of the FIFO */
+	__u64 finished; /* of those, received by the stack for sure */
+	__u64 before;   /* taken, at the latest turn of the thread */
+	__u64 sleeps;
+	__u64 dropped;  /* the FIFO was full */
+};
+
+struct rps_taken {
+	__u64 position;
+	__u32 queue;
+	__u32 jiffy;
+};
+
+struct rps_meta {
+	__u64 magic;
+	__u64 position;
+	__u32 queue;
+	__u32 zero;
+};
+
+/* `l4`: where UDP or TCP begins, of unfragmented packets; else 0. */
+struct rps_flow {
+	__u32 words[9]; /* source, destination, ports */
+	__u32 protocol;
+	__u32 l4, l4_bytes;
+};
+
+static __always_inline int ports_of(struct rps_flow *flow, void *data, void *l4, void *end, __u32 bytes)
+{
+	if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP)
+		return RPS_SPREAD;
+	if (l4 + 4 > end)
+		return RPS_TRUNCATED;
+	flow->words[8] = *(__u32 *)l4;
+	flow->l4 = l4 - data;
+	flow->l4_bytes = bytes;
+	return RPS_SPREAD;
+}
+
+static __always_inline int ipv4_of(struct rps_flow *flow, void *data, struct iphdr *ip, void *end)
+{
+	__u32 total, header;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+		return RPS_TRUNCATED;
+	flow->words[0] = ip->saddr;
+	flow->words[4] = ip->daddr;
+	flow->protocol = ip->protocol;
+	if (ip->frag_off & bpf_htons(0x3fff))
+		return RPS_SPREAD; /* by addresses: only the first has ports */
+	header = ip->ihl * 4;
+	total = bpf_ntohs(ip->tot_len);
+	if (total < header)
+		return RPS_TRUNCATED;
+	return ports_of(flow, data, (void *)ip + header, end, total - header);
+}
+
+static __always_inline int ipv6_of(struct rps_flow *flow, void *data, struct ipv6hdr *ip, void *end)
+{
+	if ((void *)(ip + 1) > end)
+		return RPS_TRUNCATED;
+	__builtin_memcpy(flow->words, &ip->saddr, 32);
+	flow->protocol = ip->nexthdr; /* an extension header: by addresses */
+	return ports_of(flow, data, ip + 1, end, bpf_ntohs(ip->payload_len));
+}
+
+static __always_inline int flow_of(struct xdp_md *ctx, struct rps_flow *flow)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	void *next = eth + 1;
+	__be16 type;
+
+	if (next > end)
+		return RPS_TRUNCATED;
+	type = eth->h_proto;
+	for (int tag = 0; tag < 2; tag++) {
+		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
+			break;
+		if (next + 4 > end)
+			return RPS_TRUNCATED;
+		type = *(__be16 *)(next + 2);
+		next += 4;
+	}
+	if (type == bpf_htons(ETH_P_IP))
+		return ipv4_of(flow, data, next, end);
+	if (type == bpf_htons(ETH_P_IPV6))
+		return ipv6_of(flow, data, next, end);
+	return RPS_NOT_IP;
+}
+
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	hash = (hash ^ word) * 0x9e3779b1;
+	return hash ^ hash >> 15;
+}
+
+static __always_inline __u32 flow_hash(const struct rps_flow *flow, __u32 symmetric)
+{
+	__u32 source = 0, destination = 0, hash, ports = flow->words[8];
+
+	for (int i = 0; i < 4; i++) {
+		source = mix(source, flow->words[i]);
+		destination = mix(destination, flow->words[4 + i]);
+	}
+	if (symmetric) {
+		source = mix(source, ports & 0xffff) + mix(destination, ports >> 16);
+		destination = ports = 0;
+	}
+	hash = mix(mix(mix(0x686f6973, source), destination), ports);
+	return mix(hash, flow->protocol);
+}
+
+static __always_inline __u32 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+#define CHUNK 128
+
+/* The sum of `bytes` from `from` on; 0 where they cannot be read. */
+static __always_inline __u64 sum_of(struct xdp_md *ctx, __u32 from, __u32 bytes)
+{
+	__u32 chunk[CHUNK / 4];
+	__u64 sum = 0;
+
+	for (int i = 0; i < 80; i++) {
+		__u32 part = bytes < CHUNK ? bytes : CHUNK;
+
+		if (part == 0 || part > CHUNK)
+			break;
+		if (part < CHUNK)
+			__builtin_memset(chunk, 0, sizeof(chunk));
+		if (bpf_xdp_load_bytes(ctx, from, chunk, part))
+			return 0;
+		sum += (__u32)bpf_csum_diff(0, 0, chunk, CHUNK, 0);
+		from += part;
+		bytes -= part;
+	}
+	return sum;
+}
+
+/*
+ * A local sender leaves the sum of the pseudo-header in the checksum's place and a note in the skb (CHECKSUM_PARTIAL). A packet with that
+ * sum there is looked at as a whole: one in 65,536 has it by right.
+ */
+static __always_inline int checksum_filled(struct xdp_md *ctx, const struct rps_flow *flow)
+{
+	__u64 pseudo = bpf_htons(flow->l4_bytes) + bpf_htons(flow->protocol);
+	__u32 at = flow->l4;
+	__u16 check;
+
+	if (!at)
+		return 1;
+	at += flow->protocol == IPPROTO_TCP ? 16 : 6;
+	if (bpf_xdp_load_bytes(ctx, at, &check, sizeof(check)))
+		return 1;
+	for (int i = 0; i < 8; i++)
+		pseudo += flow->words[i];
+	if (check != fold(pseudo))
+		return 1;
+	return fold(sum_of(ctx, flow->l4, flow->l4_bytes) + pseudo) == 0xffff;
+}
+
+#endif

@@ -1,0 +1,60 @@
+//! CPU lists as the kernel writes them (`0-3,8`).
+
+use std::collections::BTreeSet;
+
+/// CPUs in ascending order, each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cpus(pub(super) Vec<u32>);
+
+/// More than any kernel's NR_CPUS.
+const MOST: u32 = 8192;
+
+impl std::str::FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(list: &str) -> Result<Self, String> {
+        let mut cpus = BTreeSet::new();
+        for part in list.trim().split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| text.trim().parse().ok().filter(|cpu: &u32| *cpu < MOST);
+            match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => cpus.extend(first..=last),
+                _ => return Err(format!("'{part}' is no CPU or range of CPUs; a list looks like 0-3,8")),
+            }
+        }
+        Ok(Self(cpus.into_iter().collect()))
+    }
+}
+
+impl Cpus {
+    /// Those that are online.
+    pub(super) fn online() -> anyhow::Result<Self> {
+        const FILE: &str = "/sys/devices/system/cpu/online";
+        let list =
+            std::fs::read_to_string(FILE).map_err(|error| anyhow::anyhow!("reading {FILE}: {error}"))?;
+        list.parse().map_err(|error| anyhow::anyhow!("{FILE}: {error}"))
+    }
+
+    /// The first of these that is not in `others`.
+    pub(super) fn missing_in(&self, others: &Self) -> Option<u32> {
+        self.0.iter().copied().find(|cpu| !others.0.contains(cpu))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_as_the_kernel_writes_them() {
+        assert_eq!("0-2,8\n".parse(), Ok(Cpus(vec![0, 1, 2, 8])));
+        assert_eq!("3,1,1".parse(), Ok(Cpus(vec![1, 3])));
+    }
+
+    #[test]
+    fn what_is_no_list_is_told() {
+        for bad in ["", "a", "1-", "2-1", "1,,2", "-1", "0-99999999"] {
+            assert!(bad.parse::<Cpus>().is_err(), "{bad}");
+        }
+    }
+}

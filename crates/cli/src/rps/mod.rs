@@ -1,0 +1,313 @@
+//! `hoist rps`: the Linux stack spread over CPUs, for programs that do not run under Hoist.
+//!
+//! `judge` says whether a device can, `meter` what was counted; both pure. XDP and CPUMAP are `hoist_broker::rps`, the
+//! policy is `hoist_steering::Policy`, and this file runs the one on the other.
+
+mod cpus;
+mod judge;
+mod meter;
+
+use crate::{
+    doctor,
+    ends::{Ends, Event},
+};
+use anyhow::{Context, Result, bail};
+use cpus::Cpus;
+use hoist_broker::rps::{self, Rps};
+use hoist_steering::{BUCKETS, Policy, RingCounters, random::Random};
+use meter::{Snapshot, Window};
+use serde_json::json;
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Spread the Linux stack's work on a device's packets over CPUs, and never reorder a flow.
+///
+/// Flows hash to 1,024 buckets. Every millisecond the fewest buckets move that make the CPUs even; a bucket changes its CPU only when the
+/// old one is done with the last of its packets. Runs until Ctrl-C or --seconds; then every bucket goes home and the device is
+/// as it was. The kernel's own RPS settings are not touched. docs/steering.md says how it works and what it costs.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The device.
+    #[arg(value_name = "DEV")]
+    device: String,
+    /// CPUs to use, for example 0-3,8; all that are online unless told.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<Cpus>,
+    /// Move nothing: show how uneven a hash is on this traffic, and what the table would make of it.
+    #[arg(long)]
+    observe: bool,
+    /// Both directions of a flow to one CPU.
+    #[arg(long)]
+    symmetric: bool,
+    /// Packets that may wait for a CPU.
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(64..=16384))]
+    frames: u32,
+    /// End after so long.
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: Option<u32>,
+    /// One JSON object every half second, and one of the whole run at the end.
+    #[arg(long)]
+    json: bool,
+    /// For tests: instead of balancing, move some bucket every so many microseconds.
+    #[arg(long, value_name = "US", hide = true)]
+    shuffle_us: Option<u64>,
+    /// For tests: buckets move at once, which reorders.
+    #[arg(long, hide = true)]
+    heedless: bool,
+}
+
+/// CPUs that do not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("--cpus: CPU {0} is not online (/sys/devices/system/cpu/online)")]
+pub(crate) struct Unusable(u32);
+
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let online = Cpus::online()?;
+    let Cpus(cpus) = args.cpus.clone().unwrap_or_else(|| online.clone());
+    if let Some(cpu) = Cpus(cpus.clone()).missing_in(&online) {
+        bail!(Unusable(cpu));
+    }
+    let device = doctor::receiver(&args.device)?;
+    if let Some(why) = judge::refusal(&args.device, &device, args.observe).or_else(real_time) {
+        bail!("rps: {why}");
+    }
+    if let Some(warning) = judge::warning(&args.device, &device) {
+        eprintln!("hoist: {warning}");
+    }
+    let ends = Ends::block()?;
+    let settings = rps::Settings {
+        queues: device.queues,
+        cpus: cpus.clone(),
+        frames: args.frames,
+        observe: args.observe,
+        symmetric: args.symmetric,
+        unfilled: device.kind == "veth",
+        heedless: args.heedless,
+    };
+    let ifindex = nix::net::if_::if_nametoindex(args.device.as_str())
+        .with_context(|| format!("rps: no device '{}'", args.device))?;
+    let rps = Rps::attach(ifindex, settings).with_context(|| format!("rps: {}", args.device))?;
+    Session { args, cpus, rps }.run(&ends)
+}
+
+/// Bottom halves can be preempted there, and what a CPU is done with could not be told.
+fn real_time() -> Option<String> {
+    let real_time = std::fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1");
+    real_time.then(|| "a PREEMPT_RT kernel: when a CPU is done with a packet cannot be told there".into())
+}
+
+struct Session<'a> {
+    args: &'a Args,
+    cpus: Vec<u32>,
+    rps: Rps,
+}
+
+impl Session<'_> {
+    fn run(self, ends: &Ends) -> Result<ExitCode> {
+        let (over, places) = (AtomicBool::new(false), Mutex::new(self.first_places()));
+        let begin = Instant::now();
+        let first = self.snapshot(&places)?;
+        self.announce()?;
+        thread::scope(|scope| {
+            scope.spawn(|| self.steer(&over, &places));
+            let result = self.watch(ends, &first, &places, begin);
+            over.store(true, Relaxed);
+            result
+        })?;
+        let all = self.window(&first, &self.snapshot(&places)?, begin.elapsed());
+        let Self { args, rps, .. } = self;
+        let cut_off = rps.leave(PATIENCE).context("rps: leaving")?;
+        finish(args, &all, cut_off)
+    }
+
+    fn first_places(&self) -> Vec<u16> {
+        let places: Vec<u16> = (0..BUCKETS).map(|bucket| (bucket % self.cpus.len()) as u16).collect();
+        places.iter().enumerate().for_each(|(bucket, place)| self.aim(bucket as u16, *place));
+        places
+    }
+
+    fn aim(&self, bucket: u16, place: u16) {
+        if !self.args.observe {
+            self.rps.aim(bucket, Some(self.cpus[usize::from(place)]));
+        }
+    }
+
+    fn announce(&self) -> Result<()> {
+        let what = if self.args.observe { "watching" } else { "spreading" };
+        let cpus: Vec<String> = self.cpus.iter().map(u32::to_string).collect();
+        eprintln!("{what} {} over CPUs {} until it ends", self.args.device, cpus.join(","));
+        Ok(std::io::stderr().flush()?)
+    }
+
+    /// Decides, until it is over.
+    fn steer(&self, over: &AtomicBool, places: &Mutex<Vec<u16>>) {
+        let mut pilot = Pilot::new(self.cpus.len(), self.args.shuffle_us);
+        let mut packets = vec![0; BUCKETS];
+        while !over.load(Relaxed) {
+            thread::sleep(pilot.pause);
+            self.rps.packets(&mut packets);
+            let cpus: Vec<RingCounters> = self.cpus.iter().map(|cpu| self.ring(*cpu)).collect();
+            let moves = pilot.look(&packets, (!self.args.observe).then_some(&cpus));
+            if !moves.is_empty() {
+                let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+                for (bucket, place) in moves {
+                    places[usize::from(bucket)] = place;
+                    self.aim(bucket, place);
+                }
+            }
+        }
+    }
+
+    fn ring(&self, cpu: u32) -> RingCounters {
+        let counters = self.rps.cpu(cpu);
+        RingCounters { given: counters.given.wrapping_sub(counters.dropped), read: counters.taken }
+    }
+
+    fn watch(&self, ends: &Ends, first: &Snapshot, places: &Mutex<Vec<u16>>, begin: Instant) -> Result<()> {
+        let live = !self.args.json && std::io::stderr().is_terminal();
+        let (mut before, mut at) = (first.clone(), begin);
+        while ends.wait(&[])? == Event::Time {
+            let (now, time) = (self.snapshot(places)?, Instant::now());
+            let window = self.window(&before, &now, time - at);
+            if self.args.json {
+                println!("{}", serde_json::to_string(&window)?);
+            } else if live {
+                eprint!("\r\x1b[K{}", window.line());
+            }
+            (before, at) = (now, time);
+            if self.args.seconds.is_some_and(|seconds| begin.elapsed() >= Duration::from_secs(seconds.into()))
+            {
+                break;
+            }
+        }
+        if live {
+            eprint!("\r\x1b[K");
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, places: &Mutex<Vec<u16>>) -> Result<Snapshot> {
+        let mut buckets = vec![0; BUCKETS];
+        self.rps.packets(&mut buckets);
+        let observe = self.args.observe;
+        Ok(Snapshot {
+            cpus: self.cpus.iter().map(|cpu| self.rps.cpu(*cpu)).collect(),
+            buckets,
+            places: places.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            moves: self.rps.moves(),
+            waiting: if observe { 0 } else { self.rps.waiting() },
+            verdicts: self.rps.verdicts().context("rps")?,
+        })
+    }
+
+    fn window(&self, a: &Snapshot, b: &Snapshot, time: Duration) -> Window {
+        Window::between(a, b, &self.cpus, time.as_secs_f64(), self.args.observe)
+    }
+}
+
+/// How long buckets have to go home.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+fn finish(args: &Args, all: &Window, cut_off: usize) -> Result<ExitCode> {
+    let report = match args.json {
+        true => format!(
+            "{}\n",
+            json!({ "device": args.device, "observe": args.observe, "all": all, "cut_off": cut_off })
+        ),
+        false => all.table(),
+    };
+    doctor::print(&report)?;
+    if cut_off > 0 {
+        eprintln!(
+            "hoist: {cut_off} buckets could not wait for their last packets: a few may be overtaken at the end"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// When to look, and what to move.
+struct Pilot {
+    policy: Policy,
+    pause: Duration,
+    shuffle: Option<(Duration, Random)>,
+    rings: usize,
+    seen: Vec<u64>,
+    imagined: Vec<RingCounters>,
+}
+
+const TICK: Duration = Duration::from_millis(1);
+const IDLE: Duration = Duration::from_millis(10);
+
+impl Pilot {
+    fn new(rings: usize, shuffle_us: Option<u64>) -> Self {
+        Self {
+            policy: Policy::new(BUCKETS, rings, hoist_steering::Settings::default()),
+            pause: TICK,
+            shuffle: shuffle_us.map(|us| (Duration::from_micros(us), Random::seeded(1))),
+            rings,
+            seen: vec![0; BUCKETS],
+            imagined: vec![RingCounters::default(); rings],
+        }
+    }
+
+    /// Buckets and their new places. Without counters of rings all that is given is read.
+    fn look(&mut self, packets: &[u64], rings: Option<&Vec<RingCounters>>) -> Vec<(u16, u16)> {
+        if let Some((pause, random)) = &mut self.shuffle {
+            self.pause = *pause;
+            return vec![(random.below(BUCKETS as u64) as u16, random.below(self.rings as u64) as u16)];
+        }
+        let new = self.imagine(packets);
+        self.pause = if new < self.rings as u64 { IDLE } else { TICK };
+        let rings = rings.unwrap_or(&self.imagined);
+        self.policy.tick(packets, rings).iter().map(|to| (to.bucket, to.ring)).collect()
+    }
+
+    /// Gives what is new to where it should be; how much that is.
+    fn imagine(&mut self, packets: &[u64]) -> u64 {
+        let mut all = 0;
+        for ((count, seen), place) in packets.iter().zip(&mut self.seen).zip(self.policy.places()) {
+            let new = count.wrapping_sub(*seen);
+            *seen = *count;
+            all += new;
+            let ring = &mut self.imagined[usize::from(*place)];
+            (ring.given, ring.read) = (ring.given + new, ring.read + new);
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_only_watched_is_balanced_in_thought() {
+        let mut pilot = Pilot::new(2, None);
+        let mut packets = vec![0_u64; BUCKETS];
+        let mut moved = 0;
+        for _ in 0..100 {
+            (0..BUCKETS).step_by(2).for_each(|bucket| packets[bucket] += 3);
+            moved += pilot.look(&packets, None).len();
+        }
+        assert!(moved >= BUCKETS / 8, "{moved} moves: every packet was the first CPU's");
+        let [a, b] = pilot.imagined[..] else { panic!("two rings") };
+        assert!(b.given > a.given / 3, "{} and {}", a.given, b.given);
+    }
+
+    #[test]
+    fn without_traffic_it_looks_less_often() {
+        let mut pilot = Pilot::new(2, None);
+        pilot.look(&vec![0; BUCKETS], None);
+        assert_eq!(pilot.pause, IDLE);
+        pilot.look(&vec![1; BUCKETS], None);
+        assert_eq!(pilot.pause, TICK);
+    }
+}
