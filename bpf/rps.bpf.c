@@ -42,6 +42,19 @@ static __always_inline int count(__u32 verdict)
 	return XDP_PASS;
 }
 
+/*
+ * Packets without a checksum stay here, those that may be either go as the bucket's others did, and a bucket with both goes home: a
+ * flow is never in two places.
+ */
+static __always_inline int stays(struct xdp_md *ctx, const struct rps_flow *flow, struct rps_bucket *bucket)
+{
+	__u32 kind = kind_of(ctx, flow);
+
+	if (kind != RPS_EITHER)
+		bucket->kinds |= kind;
+	return kind == RPS_LEFT_OPEN || (kind == RPS_EITHER && bucket->kinds == RPS_LEFT_OPEN);
+}
+
 /* Where a packet of the bucket goes, CPU + 1, or 0: it stays here. */
 static __always_inline __u64 place(struct rps_bucket *bucket, __u32 queue, __u64 aim)
 {
@@ -93,9 +106,9 @@ int rps(struct xdp_md *ctx)
 	bucket->packets++;
 	if (observe)
 		return count(RPS_HOME);
-	if (unfilled && !checksum_filled(ctx, &flow))
+	if (unfilled && stays(ctx, &flow, bucket))
 		return count(RPS_UNFILLED);
-	at = place(bucket, queue, *(volatile __u64 *)aim);
+	at = place(bucket, queue, bucket->kinds == RPS_EITHER ? 0 : *(volatile __u64 *)aim);
 	if (!at)
 		return count(RPS_HOME);
 	slot = --at;

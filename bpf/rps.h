@@ -26,7 +26,7 @@ enum rps_verdict {
 	RPS_NOT_IP,
 	RPS_TRUNCATED,
 	RPS_QUEUE,     /* a receive queue that did not exist at the start */
-	RPS_UNFILLED,  /* no checksum in it: CPUMAP would lose the note that it is still to be computed */
+	RPS_UNFILLED,  /* its checksum is still to be computed, or may be: CPUMAP would lose the note */
 	RPS_NO_META,   /* no room for the number in front of it */
 	RPS_VERDICTS,
 };
@@ -37,6 +37,14 @@ struct rps_bucket {
 	__u64 packets;
 	__u64 ring;
 	__u64 moves;
+	__u64 kinds; /* enum rps_kind, or-ed */
+};
+
+/* Whether packets of a bucket have had a checksum. */
+enum rps_kind {
+	RPS_FILLED = 1,
+	RPS_LEFT_OPEN = 2,
+	RPS_EITHER = 3,
 };
 
 /* One CPU's. */
@@ -66,6 +74,7 @@ struct rps_flow {
 	__u32 words[9]; /* source, destination, ports */
 	__u32 protocol;
 	__u32 l4, l4_bytes;
+	__u32 fragment;
 };
 
 static __always_inline int ports_of(struct rps_flow *flow, void *data, void *l4, void *end, __u32 bytes)
@@ -89,7 +98,8 @@ static __always_inline int ipv4_of(struct rps_flow *flow, void *data, struct iph
 	flow->words[0] = ip->saddr;
 	flow->words[4] = ip->daddr;
 	flow->protocol = ip->protocol;
-	if (ip->frag_off & bpf_htons(0x3fff))
+	flow->fragment = !!(ip->frag_off & bpf_htons(0x3fff));
+	if (flow->fragment)
 		return RPS_SPREAD; /* by addresses: only the first has ports */
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
@@ -104,6 +114,7 @@ static __always_inline int ipv6_of(struct rps_flow *flow, void *data, struct ipv
 		return RPS_TRUNCATED;
 	__builtin_memcpy(flow->words, &ip->saddr, 32);
 	flow->protocol = ip->nexthdr; /* an extension header: by addresses */
+	flow->fragment = ip->nexthdr == IPPROTO_FRAGMENT;
 	return ports_of(flow, data, ip + 1, end, bpf_ntohs(ip->payload_len));
 }
 
@@ -187,25 +198,26 @@ static __always_inline __u64 sum_of(struct xdp_md *ctx, __u32 from, __u32 bytes)
 }
 
 /*
- * A local sender leaves the sum of the pseudo-header in the checksum's place and a note in the skb (CHECKSUM_PARTIAL). A packet with that
- * sum there is looked at as a whole: one in 65,536 has it by right.
+ * A local sender leaves the sum of the pseudo-header in the checksum's place and a note in the skb (CHECKSUM_PARTIAL). Of packets with
+ * that sum there, one in 65,536 adds up as a whole: it may be either. Of what else a note may be about (SCTP, tunnels,
+ * where UDP has no checksum) nothing can be seen.
  */
-static __always_inline int checksum_filled(struct xdp_md *ctx, const struct rps_flow *flow)
+static __always_inline __u32 kind_of(struct xdp_md *ctx, const struct rps_flow *flow)
 {
 	__u64 pseudo = bpf_htons(flow->l4_bytes) + bpf_htons(flow->protocol);
 	__u32 at = flow->l4;
 	__u16 check;
 
 	if (!at)
-		return 1;
+		return flow->fragment ? RPS_FILLED : RPS_LEFT_OPEN; /* ip_do_fragment fills them */
 	at += flow->protocol == IPPROTO_TCP ? 16 : 6;
-	if (bpf_xdp_load_bytes(ctx, at, &check, sizeof(check)))
-		return 1;
+	if (bpf_xdp_load_bytes(ctx, at, &check, sizeof(check)) || (!check && flow->protocol == IPPROTO_UDP))
+		return RPS_LEFT_OPEN;
 	for (int i = 0; i < 8; i++)
 		pseudo += flow->words[i];
 	if (check != fold(pseudo))
-		return 1;
-	return fold(sum_of(ctx, flow->l4, flow->l4_bytes) + pseudo) == 0xffff;
+		return RPS_FILLED;
+	return fold(sum_of(ctx, flow->l4, flow->l4_bytes) + pseudo) == 0xffff ? RPS_EITHER : RPS_LEFT_OPEN;
 }
 
 #endif

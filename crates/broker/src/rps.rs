@@ -34,7 +34,7 @@ pub const MOST_FRAMES: u32 = 16384;
 
 const HISTORY: u32 = 4096;
 /// Words of a `struct rps_bucket` and `struct rps_ring`, and what stands where.
-const BUCKET: usize = 4;
+const BUCKET: usize = 5;
 const LAST: usize = 0;
 const PACKETS: usize = 1;
 const RING: usize = 2;
@@ -52,7 +52,7 @@ pub const VERDICTS: [(&str, &str); 7] = [
     ("not-ip", "neither IPv4 nor IPv6"),
     ("truncated", "shorter than its headers say"),
     ("new-queue", "from a receive queue that did not exist at the start"),
-    ("unfilled-checksum", "its sender leaves the checksum to the device, which CPUMAP would forget"),
+    ("unfilled-checksum", "its sender may leave the checksum to the device, which CPUMAP would forget"),
     ("no-metadata", "the driver leaves no room in front of it"),
 ];
 
@@ -104,18 +104,33 @@ impl Rps {
     /// Loads and attaches to the device with this index, every bucket at home.
     ///
     /// # Errors
-    /// The driver has no native XDP (generic XDP carries no metadata to CPUMAP); a program is attached already; a CPU does not exist; bpf(2)'s.
+    /// The driver has no native XDP (generic XDP carries no metadata to CPUMAP); a program is attached already; as [`Rps::load`].
     pub fn attach(ifindex: u32, settings: Settings) -> Result<Self, Error> {
+        let mut rps = Self::load(settings)?;
+        let link = sys::link_create(rps.program()?, ifindex, sys::BPF_XDP, sys::XDP_FLAGS_DRV_MODE).context(
+            "attach rps in native mode, which it needs (an XDP program that is there already stays)",
+        )?;
+        rps.link = Some(link);
+        Ok(rps)
+    }
+
+    /// Loads without attaching; for tests that run single packets.
+    ///
+    /// # Errors
+    /// A CPU does not exist; bpf(2)'s.
+    pub fn load(settings: Settings) -> Result<Self, Error> {
         let rings = settings.cpus.iter().max().map_or(1, |cpu| cpu + 1);
         let slots = rings * settings.queues;
         let mut ebpf = load(&settings, rings, slots)?;
+        let rps: &mut Xdp = program(&mut ebpf, "rps")?;
+        rps.load().map_err(|e| bpf("load rps", &e))?;
         if !settings.observe {
             open_cpus(&mut ebpf, &settings)?;
             trace(&mut ebpf, "turn", "xdp_cpumap_kthread")?;
             trace(&mut ebpf, "enqueue", "xdp_cpumap_enqueue")?;
         }
         let words = |name, len| Words::map(array(&ebpf, name)?, len).context(format!("map {name} of rps"));
-        let mut rps = Self {
+        Ok(Self {
             aims: words("aims", BUCKETS)?,
             buckets: words("buckets", settings.queues as usize * BUCKETS * BUCKET)?,
             given: words("given", slots as usize)?,
@@ -124,9 +139,17 @@ impl Rps {
             settings,
             ebpf,
             link: None,
-        };
-        rps.link = Some(link(&mut rps.ebpf, ifindex)?);
-        Ok(rps)
+        })
+    }
+
+    /// The XDP program.
+    ///
+    /// # Errors
+    /// Never, once loaded.
+    pub fn program(&self) -> Result<BorrowedFd<'_>, Error> {
+        let program: &Xdp =
+            self.ebpf.program("rps").ok_or_else(|| missing("rps"))?.try_into().map_err(|e| bpf("rps", &e))?;
+        Ok(program.fd().map_err(|e| bpf("rps", &e))?.as_fd())
     }
 
     /// Packets of each bucket since the beginning, summed over queues.
@@ -304,14 +327,6 @@ fn trace(ebpf: &mut Ebpf, name: &'static str, tracepoint: &str) -> Result<(), Er
     let program: &mut RawTracePoint = program(ebpf, name)?;
     program.load().map_err(|e| bpf(&what, &e))?;
     program.attach(tracepoint).map_err(|e| bpf(&what, &e)).map(drop)
-}
-
-fn link(ebpf: &mut Ebpf, ifindex: u32) -> Result<OwnedFd, Error> {
-    let program: &mut Xdp = program(ebpf, "rps")?;
-    program.load().map_err(|e| bpf("load rps", &e))?;
-    let program = program.fd().map_err(|e| bpf("load rps", &e))?;
-    sys::link_create(program.as_fd(), ifindex, sys::BPF_XDP, sys::XDP_FLAGS_DRV_MODE)
-        .context("attach rps in native mode, which it needs (an XDP program that is there already stays)")
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>

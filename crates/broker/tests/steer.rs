@@ -1,6 +1,9 @@
 //! Every verdict of `steer`, one packet at a time (BPF_PROG_TEST_RUN). Needs root.
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+#[path = "rig/one_packet.rs"]
+mod one_packet;
+
 use aya::maps::{HashMap, Map, MapData};
 use hoist_broker::{
     MAX_FRAME, Pins,
@@ -18,7 +21,7 @@ use hoist_packet::{
 use hoist_xsk::{ChunkSize, Socket, Umem};
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -92,7 +95,7 @@ impl Bench {
     #[track_caller]
     fn run(&self, packet: &[u8]) -> (Verdict, u32, Vec<u8>) {
         let before = self.steer.counters().unwrap();
-        let (result, out) = test_run(&self.steer, packet);
+        let (result, out) = one_packet::run(self.steer.program().unwrap(), packet);
         let after = self.steer.counters().unwrap();
         let changed: Vec<_> = before.iter().zip(&after).filter(|(b, a)| a.1.packets != b.1.packets).collect();
         assert_eq!(changed.len(), 1, "one verdict a packet");
@@ -109,33 +112,6 @@ impl Bench {
         assert_eq!(verdict, expected);
         assert_eq!(result, if expected == Verdict::Lift { XDP_REDIRECT } else { XDP_PASS });
     }
-}
-
-#[expect(unsafe_code, reason = "bpf(2) with two buffers")]
-fn test_run(steer: &Steer, packet: &[u8]) -> (u32, Vec<u8>) {
-    const BPF_PROG_TEST_RUN: usize = 10;
-    let mut out = vec![0_u8; packet.len() + 256];
-    let program = steer.program().unwrap().as_raw_fd() as u32;
-    // struct { prog_fd, retval, data_size_in, data_size_out, data_in (64), data_out (64), repeat, duration … }
-    let (input, output) = (packet.as_ptr() as u64, out.as_mut_ptr() as u64);
-    let mut words = [0_u32; 20];
-    words[..8].copy_from_slice(&[
-        program,
-        0,
-        packet.len() as u32,
-        out.len() as u32,
-        input as u32,
-        (input >> 32) as u32,
-        output as u32,
-        (output >> 32) as u32,
-    ]);
-    words[8] = 1;
-    // SAFETY: the buffers live across the call and are as long as the words say.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, words.as_mut_ptr(), size_of_val(&words)) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    out.truncate(words[3] as usize);
-    (words[1], out)
 }
 
 fn address(ip: &str, port: u16) -> SocketAddrRaw {

@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long)]
     symmetric: bool,
     /// Packets that may wait for a CPU.
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(64..=16384))]
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=16384))]
     frames: u32,
     /// End after so long.
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
