@@ -41,7 +41,6 @@ const RING: usize = 2;
 const MOVES: usize = 3;
 const CPU: usize = 5;
 const TAKEN: usize = 0;
-const FINISHED: usize = 1;
 const SLEEPS: usize = 3;
 const DROPPED: usize = 4;
 
@@ -53,7 +52,7 @@ pub const VERDICTS: [(&str, &str); 7] = [
     ("truncated", "shorter than its headers say"),
     ("new-queue", "from a receive queue that did not exist at the start"),
     ("unfilled-checksum", "its sender may leave the checksum to the device, which CPUMAP would forget"),
-    ("no-metadata", "the driver leaves no room in front of it"),
+    ("no-metadata", "the driver leaves no room for a number in front of it"),
 ];
 
 /// How to spread.
@@ -271,12 +270,6 @@ impl Rps {
             }
         }
         Ok(sched_setaffinity(me, &before)?)
-    }
-
-    /// How far the CPU's `done` is behind what it took; for tests.
-    pub fn unfinished(&self, cpu: u32) -> u64 {
-        let ring = &self.rings[cpu as usize * CPU..][..CPU];
-        ring[TAKEN].load(Relaxed).wrapping_sub(ring[FINISHED].load(Relaxed))
     }
 }
 

@@ -1,0 +1,268 @@
+//! `hoist rps` as a command, on testbeds of its own: order, refusals, what is left behind.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use hoist_wire::Testbed;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+fn testbed() -> Option<Testbed> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(Testbed::builder().up().unwrap());
+    }
+    eprintln!("skipped: needs root");
+    None
+}
+
+fn hoist(testbed: &Testbed, arguments: &[&str]) -> Command {
+    let mut command = testbed.host().command(env!("CARGO_BIN_EXE_hoist"));
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// `hoist rps` on the host end, once it says that it is there.
+struct Rps(Child);
+
+impl Rps {
+    fn start(testbed: &Testbed, arguments: &[&str]) -> Self {
+        let device = testbed.host().device();
+        let mut child = hoist(testbed, &[&["rps", device, "--json"], arguments].concat()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::with_capacity(1, child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains(" over CPUs "), "{line}");
+        Self(child)
+    }
+
+    /// What it says at the end of all.
+    fn stop(self) -> Value {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT).unwrap();
+        let output = self.0.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let last = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
+        let all: Value = serde_json::from_str(&last).unwrap();
+        assert_eq!(all["cut_off"], 0, "{all}");
+        all["all"].clone()
+    }
+}
+
+/// Datagrams from the wire, received by one socket.
+struct Load {
+    sent: u64,
+    received: Value,
+}
+
+fn load(testbed: &Testbed, wire: &[&str]) -> Load {
+    let sink = std::path::Path::new(env!("CARGO_BIN_EXE_hoist")).with_file_name("hoist-sink");
+    let mut command = testbed.host().command(sink);
+    command.args(["0.0.0.0:9000", "--idle-ms", "10000", "--rcvbuf", "16000000"]).stdout(Stdio::piped());
+    let mut sink = command.spawn().unwrap();
+    let mut out = BufReader::new(sink.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    let common = ["wire", "--testbed", testbed.name(), "--json"];
+    let sent = Command::new(env!("CARGO_BIN_EXE_hoist")).args(common).args(wire).output().unwrap();
+    assert!(sent.status.success(), "{sent:?}");
+    let sent: Value = serde_json::from_slice(&sent.stdout).unwrap();
+    until_still(testbed);
+    kill(Pid::from_raw(sink.id() as i32), Signal::SIGTERM).unwrap();
+    let mut received = String::new();
+    out.read_to_string(&mut received).unwrap();
+    sink.wait().unwrap();
+    Load { sent: sent["packets"].as_u64().unwrap(), received: serde_json::from_str(&received).unwrap() }
+}
+
+/// Nothing waits in a socket any more.
+fn until_still(testbed: &Testbed) {
+    let queued = || {
+        let table =
+            testbed.host().enter(|| std::fs::read_to_string("/proc/thread-self/net/udp").unwrap()).unwrap();
+        let queue =
+            |line: &str| line.split_whitespace().nth(4).and_then(|q| q.split(':').nth(1).map(str::to_owned));
+        table.lines().skip(1).filter_map(queue).any(|queue| queue != "00000000")
+    };
+    let mut looks = 0;
+    while looks < 20 {
+        thread::sleep(Duration::from_millis(10));
+        looks = if queued() { 0 } else { looks + 1 };
+    }
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or_else(|| panic!("no {name} in {value}"))
+}
+
+const SKEWED: [&str; 8] = ["--flows", "200", "--zipf", "1.1", "--rate", "100k", "--seconds", "3"];
+
+#[test]
+fn no_packet_is_overtaken_or_lost_whatever_moves() {
+    let Some(testbed) = testbed() else { return };
+    let rps = Rps::start(&testbed, &["--shuffle-us", "200"]);
+    let load = load(&testbed, &SKEWED);
+    let all = rps.stop();
+    assert!(number(&all, "moves") > 100, "{all}");
+    assert!(number(&all["verdicts"], "spread") >= load.sent, "{all}");
+    assert_eq!(number(&load.received, "reordered"), 0, "{}", load.received);
+    assert_eq!(number(&load.received, "packets"), load.sent, "{}", load.received);
+    let both = all["cpus"].as_array().unwrap().iter().filter(|cpu| number(cpu, "packets") > 1000);
+    assert_eq!(both.count(), all["cpus"].as_array().unwrap().len(), "each CPU had its part: {all}");
+}
+
+/// The control: the same traffic and moves without the rule.
+#[test]
+fn moves_that_heed_nothing_are_seen_to_reorder() {
+    let Some(testbed) = testbed() else { return };
+    if nproc() < 2 {
+        return eprintln!("skipped: needs two CPUs");
+    }
+    let rps = Rps::start(&testbed, &["--shuffle-us", "100", "--heedless"]);
+    let found = (0..5).any(|_| number(&load(&testbed, &SKEWED).received, "reordered") > 0);
+    rps.stop();
+    assert!(found, "a test of order that cannot fail");
+}
+
+fn nproc() -> usize {
+    thread::available_parallelism().unwrap().get()
+}
+
+#[test]
+fn who_watches_moves_nothing_and_says_what_a_hash_does() {
+    let Some(testbed) = testbed() else { return };
+    let rps = Rps::start(&testbed, &["--observe"]);
+    let load = load(&testbed, &["--flows", "3", "--rate", "20k", "--seconds", "1"]);
+    let all = rps.stop();
+    assert_eq!(number(&all, "moves"), 0);
+    assert!(number(&all["verdicts"], "home") >= load.sent, "{all}");
+    assert!(all["busiest_by_hash"].as_f64().unwrap() > 1.2, "three flows on an even number of CPUs: {all}");
+    assert_eq!(number(&load.received, "packets"), load.sent);
+}
+
+/// Byte `at` of a connection's stream.
+fn byte(connection: u64, at: u64) -> u8 {
+    ((at ^ connection << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+#[test]
+fn linux_tcp_arrives_whole_over_several_cpus() {
+    const BYTES: u64 = 16 << 20;
+    let Some(testbed) = testbed() else { return };
+    let rps = Rps::start(&testbed, &["--shuffle-us", "1000"]);
+    let (host, wire) = (testbed.host(), testbed.wire());
+    let listener = host.enter(|| TcpListener::bind((host.v4(), 9000))).unwrap().unwrap();
+    thread::scope(|scope| {
+        for connection in 0..4 {
+            let mut stream = wire.enter(|| TcpStream::connect((host.v4(), 9000))).unwrap().unwrap();
+            let (mut receiver, _) = listener.accept().unwrap();
+            scope.spawn(move || {
+                let bytes: Vec<u8> = (0..BYTES).map(|at| byte(connection, at)).collect();
+                stream.write_all(&bytes).unwrap();
+            });
+            scope.spawn(move || {
+                let mut bytes = Vec::new();
+                receiver.read_to_end(&mut bytes).unwrap();
+                assert_eq!(bytes.len() as u64, BYTES);
+                let wrong = (0..BYTES).zip(&bytes).find(|(at, got)| byte(connection, *at) != **got);
+                assert_eq!(wrong, None, "connection {connection}");
+            });
+        }
+    });
+    let all = rps.stop();
+    assert!(number(&all["verdicts"], "spread") > 40_000, "{all}");
+}
+
+#[test]
+fn nothing_is_left_behind_not_even_by_kill_9() {
+    let Some(testbed) = testbed() else { return };
+    let attached = || {
+        let links = testbed.host().command("ip").args(["-details", "link", "show", "vb"]).output().unwrap();
+        String::from_utf8(links.stdout).unwrap().contains("xdp")
+    };
+    let mut rps = Rps::start(&testbed, &[]);
+    assert!(attached());
+    rps.0.kill().unwrap();
+    rps.0.wait().unwrap();
+    let gone = (0..100).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        !attached()
+    });
+    assert!(gone, "the program stayed");
+    let rps = Rps::start(&testbed, &[]);
+    rps.stop();
+    assert!(!attached());
+    let load = load(&testbed, &["--rate", "10k", "--count", "1000"]);
+    assert_eq!(number(&load.received, "packets"), load.sent);
+}
+
+#[test]
+fn an_idle_device_gives_its_buckets_back_at_once() {
+    let Some(testbed) = testbed() else { return };
+    let rps = Rps::start(&testbed, &[]);
+    let host = testbed.host();
+    let socket = host.enter(|| UdpSocket::bind((host.v4(), 9000))).unwrap().unwrap();
+    let ping = || {
+        let arguments = ["wire", "--testbed", testbed.name(), "--json", "--count", "64"];
+        assert!(Command::new(env!("CARGO_BIN_EXE_hoist")).args(arguments).status().unwrap().success());
+    };
+    ping();
+    socket.recv(&mut [0; 64]).unwrap();
+    rps.stop(); // cut_off is 0: the last packets of a CPU without more are known to be done
+}
+
+fn refused(output: &Output, code: i32, words: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.contains(words), "{said}");
+    assert!(said.lines().count() <= 3, "one sentence: {said}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_a_sentence() {
+    let Some(testbed) = testbed() else { return };
+    let run = |arguments: &[&str]| hoist(&testbed, arguments).output().unwrap();
+    refused(&run(&["rps", "no-such-device"]), 1, "no device 'no-such-device'");
+    refused(&run(&["rps", "lo"]), 1, "loopback");
+    refused(&run(&["rps", "vb", "--cpus", "4095"]), 2, "not online");
+    for bad in ["", "x", "3-1", "0,,1"] {
+        assert_eq!(run(&["rps", "vb", "--cpus", bad]).status.code(), Some(2), "{bad}");
+    }
+    assert_eq!(run(&["rps", "vb", "--frames", "1"]).status.code(), Some(2));
+    let first = Rps::start(&testbed, &[]);
+    refused(&run(&["rps", "vb"]), 1, "replaces none");
+    first.stop();
+}
+
+#[test]
+fn tags_that_the_device_takes_off_are_a_reason_to_refuse() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: needs root");
+    }
+    let testbed = match Testbed::builder().vlan(7).up() {
+        Ok(testbed) => testbed,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let on = |feature: &str| {
+        assert!(
+            testbed
+                .host()
+                .command("ethtool")
+                .args(["-K", "vb", "rxvlan", feature])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    on("on");
+    refused(&hoist(&testbed, &["rps", "vb"]).output().unwrap(), 1, "rxvlan off");
+    let tagged = testbed.host().vlan_device().unwrap();
+    refused(&hoist(&testbed, &["rps", &tagged]).output().unwrap(), 1, "native XDP");
+    on("off");
+    Rps::start(&testbed, &[]).stop();
+}
