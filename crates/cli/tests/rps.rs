@@ -59,6 +59,28 @@ impl Rps {
 struct Load {
     sent: u64,
     received: Value,
+    /// Datagrams that found the socket full.
+    refused: u64,
+}
+
+impl Load {
+    fn received(&self) -> u64 {
+        number(&self.received, "packets")
+    }
+}
+
+/// `Udp: RcvbufErrors` of the host end.
+fn refused_by_sockets(testbed: &Testbed) -> u64 {
+    let text =
+        testbed.host().enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap()).unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.split(' ').position(|name| name == "RcvbufErrors").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
+fn dropped(all: &Value) -> u64 {
+    all["cpus"].as_array().unwrap().iter().map(|cpu| number(cpu, "dropped")).sum()
 }
 
 fn load(testbed: &Testbed, wire: &[&str]) -> Load {
@@ -77,7 +99,12 @@ fn load(testbed: &Testbed, wire: &[&str]) -> Load {
     let mut received = String::new();
     out.read_to_string(&mut received).unwrap();
     sink.wait().unwrap();
-    Load { sent: sent["packets"].as_u64().unwrap(), received: serde_json::from_str(&received).unwrap() }
+    let refused = refused_by_sockets(testbed);
+    Load {
+        sent: sent["packets"].as_u64().unwrap(),
+        received: serde_json::from_str(&received).unwrap(),
+        refused,
+    }
 }
 
 /// Nothing waits in a socket any more.
@@ -111,9 +138,21 @@ fn no_packet_is_overtaken_or_lost_whatever_moves() {
     assert!(number(&all, "moves") > 100, "{all}");
     assert!(number(&all["verdicts"], "spread") >= load.sent, "{all}");
     assert_eq!(number(&load.received, "reordered"), 0, "{}", load.received);
-    assert_eq!(number(&load.received, "packets"), load.sent, "{}", load.received);
+    assert_eq!(load.received() + load.refused + dropped(&all), load.sent, "{} {all}", load.received);
     let both = all["cpus"].as_array().unwrap().iter().filter(|cpu| number(cpu, "packets") > 1000);
     assert_eq!(both.count(), all["cpus"].as_array().unwrap().len(), "each CPU had its part: {all}");
+}
+
+#[test]
+fn what_finds_no_room_is_counted_and_the_rest_keeps_its_order() {
+    let Some(testbed) = testbed() else { return };
+    let rps = Rps::start(&testbed, &["--shuffle-us", "200", "--frames", "64"]);
+    let load = load(&testbed, &["--flows", "200", "--zipf", "1.1", "--count", "500000"]);
+    let all = rps.stop();
+    assert!(dropped(&all) > 0, "as fast as possible, and room for 64: {all}");
+    assert_eq!(load.received() + load.refused + dropped(&all), load.sent, "{} {all}", load.received);
+    assert_eq!(number(&load.received, "reordered"), 0, "{}", load.received);
+    assert_eq!(all["verdicts"].get("no-metadata"), None, "{all}");
 }
 
 /// The control: the same traffic and moves without the rule.
@@ -142,7 +181,7 @@ fn who_watches_moves_nothing_and_says_what_a_hash_does() {
     assert_eq!(number(&all, "moves"), 0);
     assert!(number(&all["verdicts"], "home") >= load.sent, "{all}");
     assert!(all["busiest_by_hash"].as_f64().unwrap() > 1.2, "three flows on an even number of CPUs: {all}");
-    assert_eq!(number(&load.received, "packets"), load.sent);
+    assert_eq!(load.received() + load.refused, load.sent);
 }
 
 /// Byte `at` of a connection's stream.
@@ -198,7 +237,7 @@ fn nothing_is_left_behind_not_even_by_kill_9() {
     rps.stop();
     assert!(!attached());
     let load = load(&testbed, &["--rate", "10k", "--count", "1000"]);
-    assert_eq!(number(&load.received, "packets"), load.sent);
+    assert_eq!(load.received() + load.refused, load.sent);
 }
 
 #[test]
