@@ -107,7 +107,7 @@ fn load(testbed: &Testbed, wire: &[&str]) -> Load {
     }
 }
 
-/// Nothing waits in a socket any more.
+/// Nothing waits in a socket any more, nor (600 ms) for a CPU.
 fn until_still(testbed: &Testbed) {
     let queued = || {
         let table =
@@ -117,7 +117,7 @@ fn until_still(testbed: &Testbed) {
         table.lines().skip(1).filter_map(queue).any(|queue| queue != "00000000")
     };
     let mut looks = 0;
-    while looks < 20 {
+    while looks < 60 {
         thread::sleep(Duration::from_millis(10));
         looks = if queued() { 0 } else { looks + 1 };
     }
@@ -253,6 +253,26 @@ fn an_idle_device_gives_its_buckets_back_at_once() {
     ping();
     socket.recv(&mut [0; 64]).unwrap();
     rps.stop(); // cut_off is 0: the last packets of a CPU without more are known to be done
+}
+
+#[test]
+fn a_device_that_goes_away_ends_it_with_an_error() {
+    let Some(testbed) = testbed() else { return };
+    let rps = Rps::start(&testbed, &[]);
+    testbed.host().delete_device().unwrap();
+    let output = rps.0.wait_with_output().unwrap();
+    refused(&output, 1, "vb is gone");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it() {
+    let Some(testbed) = testbed() else { return };
+    let mut rps = Rps::start(&testbed, &[]);
+    let mut out = BufReader::new(rps.0.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    drop(out);
+    let output = rps.0.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{output:?}");
 }
 
 fn refused(output: &Output, code: i32, words: &str) {

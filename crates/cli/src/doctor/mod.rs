@@ -76,10 +76,10 @@ pub(crate) fn receiver(name: &str) -> Result<Receiver> {
     })
 }
 
-/// A reader that has seen enough (`hoist doctor | head`) is no error.
-pub(crate) fn print(report: &str) -> Result<()> {
+/// False: the reader has seen enough (`hoist doctor | head`), which is no error.
+pub(crate) fn print(report: &str) -> Result<bool> {
     match std::io::stdout().write_all(report.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        other => Ok(other.map(|()| true)?),
     }
 }

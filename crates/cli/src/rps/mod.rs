@@ -16,6 +16,7 @@ use cpus::Cpus;
 use hoist_broker::rps::{self, Rps};
 use hoist_steering::{BUCKETS, Policy, RingCounters, random::Random};
 use meter::{Snapshot, Window};
+use nix::net::if_::if_nametoindex;
 use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
@@ -92,10 +93,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         unfilled: device.kind == "veth",
         heedless: args.heedless,
     };
-    let ifindex = nix::net::if_::if_nametoindex(args.device.as_str())
-        .with_context(|| format!("rps: no device '{}'", args.device))?;
+    let ifindex =
+        if_nametoindex(args.device.as_str()).with_context(|| format!("rps: no device '{}'", args.device))?;
     let rps = Rps::attach(ifindex, settings).with_context(|| format!("rps: {}", args.device))?;
-    Session { args, cpus, rps }.run(&ends)
+    Session { args, ifindex, cpus, rps }.run(&ends)
 }
 
 /// Bottom halves can be preempted there, and what a CPU is done with could not be told.
@@ -106,6 +107,7 @@ fn real_time() -> Option<String> {
 
 struct Session<'a> {
     args: &'a Args,
+    ifindex: u32,
     cpus: Vec<u32>,
     rps: Rps,
 }
@@ -178,11 +180,14 @@ impl Session<'_> {
             let (now, time) = (self.snapshot(places)?, Instant::now());
             let window = self.window(&before, &now, time - at);
             if self.args.json {
-                println!("{}", serde_json::to_string(&window)?);
+                if !doctor::print(&format!("{}\n", serde_json::to_string(&window)?))? {
+                    break;
+                }
             } else if live {
                 eprint!("\r\x1b[K{}", window.line());
             }
             (before, at) = (now, time);
+            self.is_there()?;
             if self.args.seconds.is_some_and(|seconds| begin.elapsed() >= Duration::from_secs(seconds.into()))
             {
                 break;
@@ -192,6 +197,13 @@ impl Session<'_> {
             eprint!("\r\x1b[K");
         }
         Ok(())
+    }
+
+    fn is_there(&self) -> Result<()> {
+        if if_nametoindex(self.args.device.as_str()) == Ok(self.ifindex) {
+            return Ok(());
+        }
+        bail!("rps: {} is gone, or has another name: nothing is spread any more", self.args.device)
     }
 
     fn snapshot(&self, places: &Mutex<Vec<u16>>) -> Result<Snapshot> {
