@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdout, Command, Output, Stdio},
     thread,
     time::Duration,
 };
@@ -31,7 +31,10 @@ fn hoist(testbed: &Testbed, arguments: &[&str]) -> Command {
 }
 
 /// `hoist rps` on the host end, once it says that it is there.
-struct Rps(Child);
+struct Rps {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
 
 impl Rps {
     fn start(testbed: &Testbed, arguments: &[&str]) -> Self {
@@ -40,16 +43,35 @@ impl Rps {
         let mut line = String::new();
         BufReader::with_capacity(1, child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains(" over CPUs "), "{line}");
-        Self(child)
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Self { child, out }
+    }
+
+    /// What it says next.
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        assert!(self.out.read_line(&mut line).unwrap() > 0, "hoist rps ended");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Waits until nothing came for half a second and nothing waits for a CPU, which may take long on a busy machine.
+    fn until_still(&mut self) {
+        let waits = |cpu: &Value| number(cpu, "backlog") > 0;
+        let busy = |window: Value| {
+            number(&window, "packets") > 8 || window["cpus"].as_array().unwrap().iter().any(waits)
+        };
+        self.line();
+        assert!((0..60).any(|_| !busy(self.line())), "something waits for half a minute");
     }
 
     /// What it says at the end of all.
-    fn stop(self) -> Value {
-        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT).unwrap();
-        let output = self.0.wait_with_output().unwrap();
+    fn stop(mut self) -> Value {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
+        let mut said = String::new();
+        self.out.read_to_string(&mut said).unwrap();
+        let output = self.child.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        let last = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
-        let all: Value = serde_json::from_str(&last).unwrap();
+        let all: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
         assert_eq!(all["cut_off"], 0, "{all}");
         all["all"].clone()
     }
@@ -83,7 +105,7 @@ fn dropped(all: &Value) -> u64 {
     all["cpus"].as_array().unwrap().iter().map(|cpu| number(cpu, "dropped")).sum()
 }
 
-fn load(testbed: &Testbed, wire: &[&str]) -> Load {
+fn load(testbed: &Testbed, rps: &mut Rps, wire: &[&str]) -> Load {
     let sink = std::path::Path::new(env!("CARGO_BIN_EXE_hoist")).with_file_name("hoist-sink");
     let mut command = testbed.host().command(sink);
     command.args(["0.0.0.0:9000", "--idle-ms", "10000", "--rcvbuf", "16000000"]).stdout(Stdio::piped());
@@ -94,7 +116,8 @@ fn load(testbed: &Testbed, wire: &[&str]) -> Load {
     let sent = Command::new(env!("CARGO_BIN_EXE_hoist")).args(common).args(wire).output().unwrap();
     assert!(sent.status.success(), "{sent:?}");
     let sent: Value = serde_json::from_slice(&sent.stdout).unwrap();
-    until_still(testbed);
+    rps.until_still();
+    until_read(testbed);
     kill(Pid::from_raw(sink.id() as i32), Signal::SIGTERM).unwrap();
     let mut received = String::new();
     out.read_to_string(&mut received).unwrap();
@@ -107,8 +130,8 @@ fn load(testbed: &Testbed, wire: &[&str]) -> Load {
     }
 }
 
-/// Nothing waits in a socket any more, nor (600 ms) for a CPU.
-fn until_still(testbed: &Testbed) {
+/// Nothing waits in a socket any more.
+fn until_read(testbed: &Testbed) {
     let queued = || {
         let table =
             testbed.host().enter(|| std::fs::read_to_string("/proc/thread-self/net/udp").unwrap()).unwrap();
@@ -117,7 +140,7 @@ fn until_still(testbed: &Testbed) {
         table.lines().skip(1).filter_map(queue).any(|queue| queue != "00000000")
     };
     let mut looks = 0;
-    while looks < 60 {
+    while looks < 5 {
         thread::sleep(Duration::from_millis(10));
         looks = if queued() { 0 } else { looks + 1 };
     }
@@ -132,8 +155,8 @@ const SKEWED: [&str; 8] = ["--flows", "200", "--zipf", "1.1", "--rate", "100k", 
 #[test]
 fn no_packet_is_overtaken_or_lost_whatever_moves() {
     let Some(testbed) = testbed() else { return };
-    let rps = Rps::start(&testbed, &["--shuffle-us", "200"]);
-    let load = load(&testbed, &SKEWED);
+    let mut rps = Rps::start(&testbed, &["--shuffle-us", "200"]);
+    let load = load(&testbed, &mut rps, &SKEWED);
     let all = rps.stop();
     assert!(number(&all, "moves") > 100, "{all}");
     assert!(number(&all["verdicts"], "spread") >= load.sent, "{all}");
@@ -146,8 +169,8 @@ fn no_packet_is_overtaken_or_lost_whatever_moves() {
 #[test]
 fn what_finds_no_room_is_counted_and_the_rest_keeps_its_order() {
     let Some(testbed) = testbed() else { return };
-    let rps = Rps::start(&testbed, &["--shuffle-us", "200", "--frames", "64"]);
-    let load = load(&testbed, &["--flows", "200", "--zipf", "1.1", "--count", "500000"]);
+    let mut rps = Rps::start(&testbed, &["--shuffle-us", "200", "--frames", "64"]);
+    let load = load(&testbed, &mut rps, &["--flows", "200", "--zipf", "1.1", "--count", "500000"]);
     let all = rps.stop();
     assert!(dropped(&all) > 0, "as fast as possible, and room for 64: {all}");
     assert_eq!(load.received() + load.refused + dropped(&all), load.sent, "{} {all}", load.received);
@@ -162,8 +185,8 @@ fn moves_that_heed_nothing_are_seen_to_reorder() {
     if nproc() < 2 {
         return eprintln!("skipped: needs two CPUs");
     }
-    let rps = Rps::start(&testbed, &["--shuffle-us", "100", "--heedless"]);
-    let found = (0..5).any(|_| number(&load(&testbed, &SKEWED).received, "reordered") > 0);
+    let mut rps = Rps::start(&testbed, &["--shuffle-us", "100", "--heedless"]);
+    let found = (0..5).any(|_| number(&load(&testbed, &mut rps, &SKEWED).received, "reordered") > 0);
     rps.stop();
     assert!(found, "a test of order that cannot fail");
 }
@@ -175,8 +198,8 @@ fn nproc() -> usize {
 #[test]
 fn who_watches_moves_nothing_and_says_what_a_hash_does() {
     let Some(testbed) = testbed() else { return };
-    let rps = Rps::start(&testbed, &["--observe"]);
-    let load = load(&testbed, &["--flows", "3", "--rate", "20k", "--seconds", "1"]);
+    let mut rps = Rps::start(&testbed, &["--observe"]);
+    let load = load(&testbed, &mut rps, &["--flows", "3", "--rate", "20k", "--seconds", "1"]);
     let all = rps.stop();
     assert_eq!(number(&all, "moves"), 0);
     assert!(number(&all["verdicts"], "home") >= load.sent, "{all}");
@@ -226,18 +249,18 @@ fn nothing_is_left_behind_not_even_by_kill_9() {
     };
     let mut rps = Rps::start(&testbed, &[]);
     assert!(attached());
-    rps.0.kill().unwrap();
-    rps.0.wait().unwrap();
+    rps.child.kill().unwrap();
+    rps.child.wait().unwrap();
     let gone = (0..100).any(|_| {
         thread::sleep(Duration::from_millis(10));
         !attached()
     });
     assert!(gone, "the program stayed");
-    let rps = Rps::start(&testbed, &[]);
+    let mut rps = Rps::start(&testbed, &[]);
+    let load = load(&testbed, &mut rps, &["--rate", "10k", "--count", "1000"]);
+    assert_eq!(load.received() + load.refused, load.sent, "the next one works as ever");
     rps.stop();
     assert!(!attached());
-    let load = load(&testbed, &["--rate", "10k", "--count", "1000"]);
-    assert_eq!(load.received() + load.refused, load.sent);
 }
 
 #[test]
@@ -260,7 +283,7 @@ fn a_device_that_goes_away_ends_it_with_an_error() {
     let Some(testbed) = testbed() else { return };
     let rps = Rps::start(&testbed, &[]);
     testbed.host().delete_device().unwrap();
-    let output = rps.0.wait_with_output().unwrap();
+    let output = rps.child.wait_with_output().unwrap();
     refused(&output, 1, "vb is gone");
 }
 
@@ -268,10 +291,9 @@ fn a_device_that_goes_away_ends_it_with_an_error() {
 fn a_reader_that_has_seen_enough_ends_it() {
     let Some(testbed) = testbed() else { return };
     let mut rps = Rps::start(&testbed, &[]);
-    let mut out = BufReader::new(rps.0.stdout.take().unwrap());
-    out.read_line(&mut String::new()).unwrap();
-    drop(out);
-    let output = rps.0.wait_with_output().unwrap();
+    rps.line();
+    drop(rps.out);
+    let output = rps.child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{output:?}");
 }
 

@@ -226,7 +226,7 @@ impl Session<'_> {
 }
 
 /// How long buckets have to go home.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn finish(args: &Args, all: &Window, cut_off: usize) -> Result<ExitCode> {
     let report = match args.json {
