@@ -10,6 +10,7 @@ mod rps;
 mod run;
 mod status;
 mod testbed;
+mod top;
 mod wire;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,7 @@ enum Command {
     Doctor(doctor::Args),
     Rps(rps::Args),
     Testbed(testbed::Args),
+    Top(top::Args),
     Wire(wire::Args),
     Bench(bench::Args),
     Demo(demo::Args),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(args),
         Command::Rps(args) => rps::main(&args),
         Command::Testbed(args) => testbed::main(args),
+        Command::Top(args) => top::main(args),
         Command::Wire(args) => wire::main(args),
         Command::Bench(args) => bench::main(args),
         Command::Demo(args) => demo::main(args),
