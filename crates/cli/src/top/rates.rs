@@ -115,7 +115,6 @@ fn device_finding(device: &DeviceRates) -> Option<String> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::super::{render, sample};
     use super::*;
