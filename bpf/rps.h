@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0 */
-/* Flows of rps.bpf.c, and what it and user space agree on (crates/broker/src/abi.rs asserts sizes). */
+/* Flows of rps.bpf.c, and what it and user space agree on (crates/broker/src/rps.rs maps it as words of 64 bits). */
 #ifndef HOIST_RPS_H
 #define HOIST_RPS_H
 
@@ -31,7 +31,7 @@ enum rps_verdict {
 	RPS_VERDICTS,
 };
 
-/* All of 64 bits: user space maps them as words. `ring`: CPU + 1, or 0: home. */
+/* `ring`: CPU + 1, or 0: home. */
 struct rps_bucket {
 	__u64 last; /* number of its latest packet */
 	__u64 packets;
@@ -55,6 +55,9 @@ struct rps_ring {
 	__u64 sleeps;
 	__u64 dropped;  /* the FIFO was full */
 };
+
+_Static_assert(sizeof(struct rps_bucket) == 5 * sizeof(__u64), "BUCKET in rps.rs");
+_Static_assert(sizeof(struct rps_ring) == 5 * sizeof(__u64), "CPU in rps.rs");
 
 struct rps_taken {
 	__u64 position;

@@ -225,6 +225,8 @@ impl Session<'_> {
     }
 }
 
+const _: () = assert!(BUCKETS == rps::BUCKETS);
+
 /// How long buckets have to go home.
 const PATIENCE: Duration = Duration::from_secs(2);
 
