@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod doctor;
 mod ends;
+mod out;
 mod rps;
 mod run;
 mod status;

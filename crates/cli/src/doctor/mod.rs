@@ -11,9 +11,9 @@ mod netlink;
 mod render;
 mod sys;
 
+use crate::out;
 use anyhow::{Context, Result};
 use judge::Severity;
-use std::io::Write;
 use std::process::ExitCode;
 
 /// Say what stands between this machine and Hoist, and how to mend it.
@@ -34,7 +34,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let facts = facts::gather(args.device.as_deref())?;
     let findings = judge::judge(&facts);
     let report = if args.json { render::json(&findings)? } else { render::terminal(&findings) };
-    print(&report)?;
+    out::print(&report)?;
     let runs = findings.iter().all(|finding| finding.severity < Severity::Bad);
     Ok(if runs { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -74,12 +74,4 @@ pub(crate) fn receiver(name: &str) -> Result<Receiver> {
         vlans: device.vlans,
         strips_tags: device.features.ok().map(|features| features.active.contains("rx-vlan-hw-parse")),
     })
-}
-
-/// False: the reader has seen enough (`hoist doctor | head`), which is no error.
-pub(crate) fn print(report: &str) -> Result<bool> {
-    match std::io::stdout().write_all(report.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        other => Ok(other.map(|()| true)?),
-    }
 }

@@ -10,6 +10,7 @@ mod meter;
 use crate::{
     doctor,
     ends::{Ends, Event},
+    out,
 };
 use anyhow::{Context, Result, bail};
 use cpus::Cpus;
@@ -180,7 +181,7 @@ impl Session<'_> {
             let (now, time) = (self.snapshot(places)?, Instant::now());
             let window = self.window(&before, &now, time - at);
             if self.args.json {
-                if !doctor::print(&format!("{}\n", serde_json::to_string(&window)?))? {
+                if !out::print(&format!("{}\n", serde_json::to_string(&window)?))? {
                     break;
                 }
             } else if live {
@@ -238,7 +239,7 @@ fn finish(args: &Args, all: &Window, cut_off: usize) -> Result<ExitCode> {
         ),
         false => all.table(),
     };
-    doctor::print(&report)?;
+    out::print(&report)?;
     if cut_off > 0 {
         eprintln!(
             "hoist: {cut_off} buckets could not wait for their last packets: a few may be overtaken at the end"

@@ -7,28 +7,29 @@ mod rates;
 mod render;
 mod sample;
 
+use crate::out;
 use anyhow::{Context, Result};
 use sample::Sample;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Show the receive path as it runs: CPUs, devices, what is wrong
+/// Show the receive path as it runs: CPUs, devices, what is wrong.
 ///
 /// Needs neither root nor a run of Hoist. Columns: docs/top.md.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Time between two samples, in milliseconds
+    /// Time between two samples, in milliseconds.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
     interval_ms: u64,
-    /// Stop after this many intervals [default: none]
+    /// Stop after this many intervals (default: go on).
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// The same as --count 1
+    /// The same as --count 1.
     #[arg(long, conflicts_with = "count")]
     once: bool,
-    /// One JSON object a line for each interval
+    /// One JSON object a line for each interval.
     #[arg(long)]
     json: bool,
 }
@@ -43,7 +44,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         taken = Instant::now();
         let report = rates::report(&before, &after, seconds);
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { render::text(&report) };
-        if !print(&if screen { on_screen(&text) } else { text })? {
+        if !out::print(&if screen { on_screen(&text) } else { text })? {
             break;
         }
         before = after;
@@ -56,15 +57,6 @@ fn on_screen(text: &str) -> String {
     let rows = terminal_size::terminal_size().map_or(24, |(_, height)| usize::from(height.0));
     let fitting: Vec<_> = text.lines().take(rows.saturating_sub(1)).collect();
     format!("\x1b[H{}\x1b[K\n\x1b[J", fitting.join("\x1b[K\n"))
-}
-
-/// False when the reader has seen enough.
-fn print(text: &str) -> Result<bool> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        other => other.map(|()| true).context("print the rates"),
-    }
 }
 
 fn read() -> Result<Sample> {
