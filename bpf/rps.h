@@ -8,10 +8,9 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "csum.h"
 
 #define RPS_BUCKETS 1024 /* of each receive queue; hoist_steering::BUCKETS */
 #define RPS_HISTORY 4096 /* packets that a CPU took and may not be done with */
@@ -168,14 +167,6 @@ static __always_inline __u32 flow_hash(const struct rps_flow *flow, __u32 symmet
 	return mix(hash, flow->protocol);
 }
 
-static __always_inline __u32 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
 #define CHUNK 128
 
 /* The sum of `bytes` from `from` on; 0 where they cannot be read. */
@@ -218,9 +209,9 @@ static __always_inline __u32 kind_of(struct xdp_md *ctx, const struct rps_flow *
 		return RPS_LEFT_OPEN;
 	for (int i = 0; i < 8; i++)
 		pseudo += flow->words[i];
-	if (check != fold(pseudo))
+	if (check != (__u16)~fold(pseudo))
 		return RPS_FILLED;
-	return fold(sum_of(ctx, flow->l4, flow->l4_bytes) + pseudo) == 0xffff ? RPS_EITHER : RPS_LEFT_OPEN;
+	return fold(sum_of(ctx, flow->l4, flow->l4_bytes) + pseudo) ? RPS_LEFT_OPEN : RPS_EITHER;
 }
 
 #endif

@@ -20,6 +20,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
+#include "csum.h"
 
 #define HEADER_WORDS 11
 #define MAX_PAYLOAD 4096
@@ -407,15 +408,6 @@ static __always_inline void start_batch(struct sender *s)
 	s->last_ns = l.then;
 	if (s->complete >= connections_used)
 		finish(s);
-}
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
 }
 
 static __always_inline int fill(struct xdp_md *ctx, struct sender *s, struct connection *c)

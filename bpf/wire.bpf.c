@@ -9,6 +9,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#include "csum.h"
 #include "wire.h"
 
 #define STAMP_MAGIC 0x7748
@@ -30,15 +31,6 @@ static __always_inline int finish(struct wire_state *s)
 	s->done = 1;
 	bpf_ringbuf_output(&done, &s->sent, sizeof(s->sent), BPF_RB_FORCE_WAKEUP);
 	return XDP_DROP;
-}
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
 }
 
 static __always_inline __u64 halves(__u64 value)

@@ -5,15 +5,12 @@ use crate::{
     cgroup::Cgroup,
     error::{Context, Error, bpf},
     loaders::loader,
+    object::{array, missing},
     server::{Ports, Tcp},
     status::{ClosedConnections, ConnectionStatus, StreamTraffic},
     sys,
 };
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
-    programs::SockOps,
-};
+use aya::{Ebpf, EbpfLoader, maps::Array, programs::SockOps};
 use hoist_ipc::{
     Reason,
     tcp::{CONNECTED, PortCounts, Slot, Slots, Steering},
@@ -75,7 +72,7 @@ impl Connections {
         let pins = Pins::new()?;
         let mut ebpf = load(tcp, netns_cookie, &pins)?;
         let link = attach(&mut ebpf, &cgroup)?;
-        let map = |name| descriptor(&ebpf, name);
+        let map = |name| array(&ebpf, "conns", name);
         let slots = Slots::map(map("tcp_slots")?).context("map the connections")?;
         let ports = PortCounts::map(map("tcp_ports")?).context("map the ports of connections")?;
         Ok(Self { pins, cgroup, slots, ports, ebpf, _link: link })
@@ -83,7 +80,7 @@ impl Connections {
 
     /// Descriptors of `tcp_slots` and `tcp_ports`.
     pub(crate) fn maps(&self) -> Result<[BorrowedFd<'_>; 2], Error> {
-        Ok([descriptor(&self.ebpf, "tcp_slots")?, descriptor(&self.ebpf, "tcp_ports")?])
+        Ok([array(&self.ebpf, "conns", "tcp_slots")?, array(&self.ebpf, "conns", "tcp_ports")?])
     }
 
     /// The open ones, by cookie.
@@ -178,7 +175,7 @@ fn load(tcp: &Tcp, netns_cookie: Option<u64>, pins: &Pins) -> Result<Ebpf, Error
 }
 
 fn select(ebpf: &mut Ebpf, ports: &Ports) -> Result<(), Error> {
-    let map = ebpf.map_mut("tcp_selected").ok_or_else(|| missing("tcp_selected"))?;
+    let map = ebpf.map_mut("tcp_selected").ok_or_else(|| missing("conns", "tcp_selected"))?;
     let mut selected: Array<_, u64> = map.try_into().map_err(|e| bpf("tcp_selected", &e))?;
     for word in 0..1024_u16 {
         let bits =
@@ -189,24 +186,13 @@ fn select(ebpf: &mut Ebpf, ports: &Ports) -> Result<(), Error> {
 }
 
 fn attach(ebpf: &mut Ebpf, cgroup: &Cgroup) -> Result<OwnedFd, Error> {
-    let program = ebpf.program_mut("conns").ok_or_else(|| missing("conns"))?;
+    let program = ebpf.program_mut("conns").ok_or_else(|| missing("conns", "conns"))?;
     let program: &mut SockOps = program.try_into().map_err(|e| bpf("load conns", &e))?;
     program.load().map_err(|e| bpf("load conns", &e))?;
     let program = program.fd().map_err(|e| bpf("load conns", &e))?;
     let target = cgroup.as_fd().as_raw_fd() as u32;
     sys::link_create(program.as_fd(), target, sys::BPF_CGROUP_SOCK_OPS, 0)
         .context("attach conns to the run's cgroup")
-}
-
-fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
-    match ebpf.map(name) {
-        Some(Map::Array(map)) => Ok(MapData::fd(map).as_fd()),
-        _ => Err(missing(name)),
-    }
-}
-
-fn missing(name: &str) -> Error {
-    Error::Other(format!("conns has no {name}"))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod lease;
 mod loaders;
 pub mod netfilter;
 mod netlink;
+mod object;
 mod raised;
 mod registry;
 mod requests;

@@ -5,11 +5,13 @@
 use crate::{
     error::{Context, Error, bpf},
     loaders::loader,
+    object::{array, missing},
+    steer::why_not_native,
     sys::{self, Words},
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, CpuMap, Map, MapData, PerCpuArray},
+    maps::{Array, CpuMap, Map, PerCpuArray},
     programs::{RawTracePoint, Xdp},
 };
 use nix::{
@@ -106,9 +108,11 @@ impl Rps {
     /// The driver has no native XDP (generic XDP carries no metadata to CPUMAP); a program is attached already; as [`Rps::load`].
     pub fn attach(ifindex: u32, settings: Settings) -> Result<Self, Error> {
         let mut rps = Self::load(settings)?;
-        let link = sys::link_create(rps.program()?, ifindex, sys::BPF_XDP, sys::XDP_FLAGS_DRV_MODE).context(
-            "attach rps in native mode, which it needs (an XDP program that is there already stays)",
-        )?;
+        let link = sys::link_create(rps.program()?, ifindex, sys::BPF_XDP, sys::XDP_FLAGS_DRV_MODE);
+        let link = link.map_err(|cause| Error::Sys {
+            operation: format!("attach rps in native mode, which it needs{}", why_not_native(&cause)),
+            cause,
+        })?;
         rps.link = Some(link);
         Ok(rps)
     }
@@ -128,7 +132,8 @@ impl Rps {
             trace(&mut ebpf, "turn", "xdp_cpumap_kthread")?;
             trace(&mut ebpf, "enqueue", "xdp_cpumap_enqueue")?;
         }
-        let words = |name, len| Words::map(array(&ebpf, name)?, len).context(format!("map {name} of rps"));
+        let words =
+            |name, len| Words::map(array(&ebpf, "rps", name)?, len).context(format!("map {name} of rps"));
         Ok(Self {
             aims: words("aims", BUCKETS)?,
             buckets: words("buckets", settings.queues as usize * BUCKETS * BUCKET)?,
@@ -146,8 +151,12 @@ impl Rps {
     /// # Errors
     /// Never, once loaded.
     pub fn program(&self) -> Result<BorrowedFd<'_>, Error> {
-        let program: &Xdp =
-            self.ebpf.program("rps").ok_or_else(|| missing("rps"))?.try_into().map_err(|e| bpf("rps", &e))?;
+        let program: &Xdp = self
+            .ebpf
+            .program("rps")
+            .ok_or_else(|| missing("rps", "rps"))?
+            .try_into()
+            .map_err(|e| bpf("rps", &e))?;
         Ok(program.fd().map_err(|e| bpf("rps", &e))?.as_fd())
     }
 
@@ -208,12 +217,21 @@ impl Rps {
         self.aims[usize::from(bucket)].store(aim, Relaxed);
     }
 
+    /// Where it goes, or went: none is home.
+    ///
+    /// # Panics
+    /// For a bucket from [`BUCKETS`] on.
+    pub fn aimed(&self, bucket: u16) -> Option<u32> {
+        let aim = self.aims[usize::from(bucket)].load(Relaxed);
+        aim.checked_sub(1).map(|cpu| cpu as u32)
+    }
+
     /// Packets of each of [`VERDICTS`].
     ///
     /// # Errors
     /// bpf(2)'s.
     pub fn verdicts(&self) -> Result<Vec<u64>, Error> {
-        let map = self.ebpf.map("verdicts").ok_or_else(|| missing("verdicts"))?;
+        let map = self.ebpf.map("verdicts").ok_or_else(|| missing("rps", "verdicts"))?;
         let map = PerCpuArray::<_, u64>::try_from(map).map_err(|e| bpf("read the verdicts of rps", &e))?;
         let sum = |verdict| {
             let cpus = map.get(&verdict, 0).map_err(|e| bpf("read the verdicts of rps", &e))?;
@@ -302,15 +320,15 @@ fn open_cpus(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Error> {
         .fd()
         .and_then(|fd| fd.try_clone().map_err(Into::into))
         .map_err(|e| bpf("load arrive of rps", &e))?;
-    let map = ebpf.map_mut("cpus").ok_or_else(|| missing("cpus"))?;
+    let map = ebpf.map_mut("cpus").ok_or_else(|| missing("rps", "cpus"))?;
     let mut map = CpuMap::try_from(map).map_err(|e| bpf("cpus of rps", &e))?;
     for &cpu in &settings.cpus {
         let what = format!("make room for {} packets at CPU {cpu} (CPUMAP)", settings.frames);
         map.set(cpu, settings.frames, Some(&arrive), 0).map_err(|e| bpf(&what, &e))?;
     }
-    let Some(Map::CpuMap(map)) = ebpf.map("cpus") else { return Err(missing("cpus")) };
+    let Some(Map::CpuMap(map)) = ebpf.map("cpus") else { return Err(missing("rps", "cpus")) };
     let id = map.info().map_err(|e| bpf("look at cpus of rps", &e))?.id();
-    let identity = ebpf.map_mut("identity").ok_or_else(|| missing("identity"))?;
+    let identity = ebpf.map_mut("identity").ok_or_else(|| missing("rps", "identity"))?;
     let mut identity: Array<_, u32> = identity.try_into().map_err(|e| bpf("identity of rps", &e))?;
     identity.set(0, id, 0).map_err(|e| bpf("tell rps its map", &e))
 }
@@ -326,17 +344,6 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, E
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
-    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    let program = ebpf.program_mut(name).ok_or_else(|| missing("rps", name))?;
     program.try_into().map_err(|e| bpf(name, &e))
-}
-
-fn array<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, Error> {
-    match ebpf.map(name) {
-        Some(Map::Array(map)) => Ok(MapData::fd(map).as_fd()),
-        _ => Err(missing(name)),
-    }
-}
-
-fn missing(name: &str) -> Error {
-    Error::Other(format!("rps has no {name}"))
 }

@@ -7,6 +7,7 @@ use crate::{
     device::Device,
     error::{Context, Error, bpf},
     loaders::loader,
+    object::missing,
     rules::{Change, Key},
     sys,
 };
@@ -66,7 +67,7 @@ impl Steer {
         steer
             .link(device.ifindex, sys::XDP_FLAGS_SKB_MODE)
             .context(format!("attach steer to {} in generic mode", device.name))?;
-        Ok(Attached { steer, generic: Some(native_refusal(&refused)) })
+        Ok(Attached { steer, generic: Some(format!("{refused}{}", why_not_native(&refused))) })
     }
 
     /// Loads without attaching; for tests that run single packets. With `pins` it lifts TCP by the maps there.
@@ -188,7 +189,7 @@ impl Steer {
     /// # Errors
     /// bpf(2)'s.
     pub fn counters(&self) -> Result<Vec<(Verdict, Counter)>, Error> {
-        let map = self.ebpf.map("counters").ok_or_else(|| missing("counters"))?;
+        let map = self.ebpf.map("counters").ok_or_else(|| missing("steer", "counters"))?;
         let map = PerCpuArray::<_, Counter>::try_from(map).map_err(|e| bpf("read steer's counters", &e))?;
         let sum = |&verdict: &Verdict| {
             let cpus = map.get(&(verdict as u32), 0).map_err(|e| bpf("read steer's counters", &e))?;
@@ -202,7 +203,7 @@ impl Steer {
     }
 
     fn array<V: Pod>(&mut self, name: &'static str) -> Result<Array<&mut aya::maps::MapData, V>, Error> {
-        let map = self.ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+        let map = self.ebpf.map_mut(name).ok_or_else(|| missing("steer", name))?;
         Array::try_from(map).map_err(|e| bpf(name, &e))
     }
 
@@ -210,18 +211,14 @@ impl Steer {
         &mut self,
         name: &'static str,
     ) -> Result<HashMap<&mut aya::maps::MapData, K, V>, Error> {
-        let map = self.ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+        let map = self.ebpf.map_mut(name).ok_or_else(|| missing("steer", name))?;
         HashMap::try_from(map).map_err(|e| bpf(name, &e))
     }
 
     fn xsks(&mut self) -> Result<XskMap<&mut aya::maps::MapData>, Error> {
-        let map = self.ebpf.map_mut("xsks").ok_or_else(|| missing("xsks"))?;
+        let map = self.ebpf.map_mut("xsks").ok_or_else(|| missing("steer", "xsks"))?;
         XskMap::try_from(map).map_err(|e| bpf("xsks", &e))
     }
-}
-
-fn missing(name: &str) -> Error {
-    Error::Other(format!("steer has no map {name}"))
 }
 
 /// An entry that is gone already (the socket of a ring was closed, a map was rebuilt) is as good as removed.
@@ -233,12 +230,13 @@ fn unless_absent(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn native_refusal(error: &io::Error) -> String {
-    let why = match error.raw_os_error() {
+/// Why a driver refuses native mode, in brackets, as far as its errno tells.
+pub(crate) fn why_not_native(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => " (an XDP program is attached, and hoist replaces none)",
         Some(libc::EOPNOTSUPP) => " (the driver has no native XDP)",
         Some(libc::ENOSPC) => " (a veth needs as many rx queues as its peer has tx queues)",
         Some(libc::ERANGE) => " (the MTU is too large for native XDP)",
         _ => "",
-    };
-    format!("{error}{why}")
+    }
 }

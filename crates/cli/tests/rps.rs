@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod rig;
+
 use hoist_wire::Testbed;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rig::testbed;
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -15,14 +18,6 @@ use std::{
     thread,
     time::Duration,
 };
-
-fn testbed() -> Option<Testbed> {
-    if nix::unistd::geteuid().is_root() {
-        return Some(Testbed::builder().up().unwrap());
-    }
-    eprintln!("skipped: needs root");
-    None
-}
 
 fn hoist(testbed: &Testbed, arguments: &[&str]) -> Command {
     let mut command = testbed.host().command(env!("CARGO_BIN_EXE_hoist"));

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod rig;
+
 use hoist_wire::Testbed;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rig::testbed;
 use std::{
     io::Read,
     net::TcpListener,
@@ -19,14 +22,6 @@ fn wire(testbed: &Testbed, arguments: &[&str]) -> Command {
     command.arg("wire").args(arguments).args(["--testbed", testbed.name(), "--json"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-fn testbed() -> Option<Testbed> {
-    if nix::unistd::geteuid().is_root() {
-        return Some(Testbed::builder().up().unwrap());
-    }
-    eprintln!("skipped: needs root");
-    None
 }
 
 fn interrupt(child: Child) -> Output {

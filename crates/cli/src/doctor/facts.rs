@@ -141,8 +141,14 @@ pub(super) struct Irq {
     pub(super) cpus: String,
 }
 
-/// Looks at the machine, and at `device` or all devices. Fails if the links cannot be listed or there is no such one.
+/// Looks at the machine, and at `device` or all devices. Fails as [`devices`] does.
 pub(super) fn gather(device: Option<&str>) -> Result<Facts> {
+    let devices = devices(device)?;
+    Ok(Facts { machine: machine(), devices, one_device: device.is_some() })
+}
+
+/// Looks at `device` or all devices. Fails if the links cannot be listed or there is no such one.
+pub(super) fn devices(device: Option<&str>) -> Result<Vec<Device>> {
     let links = links().context("doctor: listing network devices by netlink failed")?;
     let mut asker = Asker::open(&links);
     let wanted = links.iter().filter(|link| device.is_none_or(|name| link.name == name));
@@ -151,7 +157,7 @@ pub(super) fn gather(device: Option<&str>) -> Result<Facts> {
         let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
         bail!("doctor: no device '{name}' in this network namespace; there are: {}", names.join(", "));
     }
-    Ok(Facts { machine: machine(), devices, one_device: device.is_some() })
+    Ok(devices)
 }
 
 /// What RTM_GETLINK tells of a device.

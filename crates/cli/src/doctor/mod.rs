@@ -59,8 +59,7 @@ pub(crate) struct Receiver {
 
 /// Looks at one device. Fails if there is none of that name.
 pub(crate) fn receiver(name: &str) -> Result<Receiver> {
-    let facts = facts::gather(Some(name))?;
-    let device = facts.devices.into_iter().next().context("doctor: no device")?;
+    let device = facts::devices(Some(name))?.into_iter().next().context("doctor: no device")?;
     let rps = device.rps.as_ref().map(|rps| (rps.queues, rps.steered)).unwrap_or((1, 0));
     let needs = netdev::XdpSupport::BASIC | netdev::XdpSupport::REDIRECT;
     Ok(Receiver {

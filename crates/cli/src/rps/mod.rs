@@ -22,10 +22,7 @@ use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -50,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long)]
     symmetric: bool,
     /// Packets that may wait for a CPU.
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=16384))]
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=i64::from(rps::MOST_FRAMES)))]
     frames: u32,
     /// End after so long.
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
@@ -73,8 +70,8 @@ pub(crate) struct Unusable(u32);
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let online = Cpus::online()?;
-    let Cpus(cpus) = args.cpus.clone().unwrap_or_else(|| online.clone());
-    if let Some(cpu) = Cpus(cpus.clone()).missing_in(&online) {
+    let cpus = args.cpus.as_ref().unwrap_or(&online);
+    if let Some(cpu) = cpus.missing_in(&online) {
         bail!(Unusable(cpu));
     }
     let device = doctor::receiver(&args.device)?;
@@ -87,7 +84,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let ends = Ends::block()?;
     let settings = rps::Settings {
         queues: device.queues,
-        cpus: cpus.clone(),
+        cpus: cpus.0.clone(),
         frames: args.frames,
         observe: args.observe,
         symmetric: args.symmetric,
@@ -97,7 +94,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let ifindex =
         if_nametoindex(args.device.as_str()).with_context(|| format!("rps: no device '{}'", args.device))?;
     let rps = Rps::attach(ifindex, settings).with_context(|| format!("rps: {}", args.device))?;
-    Session { args, ifindex, cpus, rps }.run(&ends)
+    Session { args, ifindex, cpus: &cpus.0, rps }.run(&ends)
 }
 
 /// Bottom halves can be preempted there, and what a CPU is done with could not be told.
@@ -109,38 +106,38 @@ fn real_time() -> Option<String> {
 struct Session<'a> {
     args: &'a Args,
     ifindex: u32,
-    cpus: Vec<u32>,
+    cpus: &'a [u32],
     rps: Rps,
 }
 
 impl Session<'_> {
     fn run(self, ends: &Ends) -> Result<ExitCode> {
-        let (over, places) = (AtomicBool::new(false), Mutex::new(self.first_places()));
+        let over = AtomicBool::new(false);
+        (0..BUCKETS as u16).for_each(|bucket| self.aim(bucket, bucket % self.cpus.len() as u16));
         let begin = Instant::now();
-        let first = self.snapshot(&places)?;
+        let first = self.snapshot()?;
         self.announce()?;
         thread::scope(|scope| {
-            scope.spawn(|| self.steer(&over, &places));
-            let result = self.watch(ends, &first, &places, begin);
+            scope.spawn(|| self.steer(&over));
+            let result = self.watch(ends, &first, begin);
             over.store(true, Relaxed);
             result
         })?;
-        let all = self.window(&first, &self.snapshot(&places)?, begin.elapsed());
+        let all = self.window(&first, &self.snapshot()?, begin.elapsed());
         let Self { args, rps, .. } = self;
         let cut_off = rps.leave(PATIENCE).context("rps: leaving")?;
         finish(args, &all, cut_off)
     }
 
-    fn first_places(&self) -> Vec<u16> {
-        let places: Vec<u16> = (0..BUCKETS).map(|bucket| (bucket % self.cpus.len()) as u16).collect();
-        places.iter().enumerate().for_each(|(bucket, place)| self.aim(bucket as u16, *place));
-        places
+    /// Who only watches aims too: nothing follows.
+    fn aim(&self, bucket: u16, place: u16) {
+        self.rps.aim(bucket, Some(self.cpus[usize::from(place)]));
     }
 
-    fn aim(&self, bucket: u16, place: u16) {
-        if !self.args.observe {
-            self.rps.aim(bucket, Some(self.cpus[usize::from(place)]));
-        }
+    /// The CPU that a bucket is aimed at, as a place in `cpus`.
+    fn place(&self, bucket: u16) -> u16 {
+        let aim = self.rps.aimed(bucket);
+        self.cpus.iter().position(|cpu| Some(*cpu) == aim).unwrap_or_default() as u16
     }
 
     fn announce(&self) -> Result<()> {
@@ -151,20 +148,15 @@ impl Session<'_> {
     }
 
     /// Decides, until it is over.
-    fn steer(&self, over: &AtomicBool, places: &Mutex<Vec<u16>>) {
+    fn steer(&self, over: &AtomicBool) {
         let mut pilot = Pilot::new(self.cpus.len(), self.args.shuffle_us);
         let mut packets = vec![0; BUCKETS];
         while !over.load(Relaxed) {
             thread::sleep(pilot.pause);
             self.rps.packets(&mut packets);
             let cpus: Vec<RingCounters> = self.cpus.iter().map(|cpu| self.ring(*cpu)).collect();
-            let moves = pilot.look(&packets, (!self.args.observe).then_some(&cpus));
-            if !moves.is_empty() {
-                let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
-                for (bucket, place) in moves {
-                    places[usize::from(bucket)] = place;
-                    self.aim(bucket, place);
-                }
+            for (bucket, place) in pilot.look(&packets, (!self.args.observe).then_some(&cpus)) {
+                self.aim(bucket, place);
             }
         }
     }
@@ -174,11 +166,11 @@ impl Session<'_> {
         RingCounters { given: counters.given.wrapping_sub(counters.dropped), read: counters.taken }
     }
 
-    fn watch(&self, ends: &Ends, first: &Snapshot, places: &Mutex<Vec<u16>>, begin: Instant) -> Result<()> {
+    fn watch(&self, ends: &Ends, first: &Snapshot, begin: Instant) -> Result<()> {
         let live = !self.args.json && std::io::stderr().is_terminal();
         let (mut before, mut at) = (first.clone(), begin);
         while ends.wait(&[])? == Event::Time {
-            let (now, time) = (self.snapshot(places)?, Instant::now());
+            let (now, time) = (self.snapshot()?, Instant::now());
             let window = self.window(&before, &now, time - at);
             if self.args.json {
                 if !out::print(&format!("{}\n", serde_json::to_string(&window)?))? {
@@ -207,14 +199,14 @@ impl Session<'_> {
         bail!("rps: {} is gone, or has another name: nothing is spread any more", self.args.device)
     }
 
-    fn snapshot(&self, places: &Mutex<Vec<u16>>) -> Result<Snapshot> {
+    fn snapshot(&self) -> Result<Snapshot> {
         let mut buckets = vec![0; BUCKETS];
         self.rps.packets(&mut buckets);
         let observe = self.args.observe;
         Ok(Snapshot {
             cpus: self.cpus.iter().map(|cpu| self.rps.cpu(*cpu)).collect(),
             buckets,
-            places: places.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            places: (0..BUCKETS as u16).map(|bucket| self.place(bucket)).collect(),
             moves: self.rps.moves(),
             waiting: if observe { 0 } else { self.rps.waiting() },
             verdicts: self.rps.verdicts().context("rps")?,
@@ -222,7 +214,7 @@ impl Session<'_> {
     }
 
     fn window(&self, a: &Snapshot, b: &Snapshot, time: Duration) -> Window {
-        Window::between(a, b, &self.cpus, time.as_secs_f64(), self.args.observe)
+        Window::between(a, b, self.cpus, time.as_secs_f64(), self.args.observe)
     }
 }
 
@@ -253,7 +245,6 @@ struct Pilot {
     policy: Policy,
     pause: Duration,
     shuffle: Option<(Duration, Random)>,
-    rings: usize,
     seen: Vec<u64>,
     imagined: Vec<RingCounters>,
 }
@@ -267,7 +258,6 @@ impl Pilot {
             policy: Policy::new(BUCKETS, rings, hoist_steering::Settings::default()),
             pause: TICK,
             shuffle: shuffle_us.map(|us| (Duration::from_micros(us), Random::seeded(1))),
-            rings,
             seen: vec![0; BUCKETS],
             imagined: vec![RingCounters::default(); rings],
         }
@@ -277,10 +267,13 @@ impl Pilot {
     fn look(&mut self, packets: &[u64], rings: Option<&Vec<RingCounters>>) -> Vec<(u16, u16)> {
         if let Some((pause, random)) = &mut self.shuffle {
             self.pause = *pause;
-            return vec![(random.below(BUCKETS as u64) as u16, random.below(self.rings as u64) as u16)];
+            return vec![(
+                random.below(BUCKETS as u64) as u16,
+                random.below(self.imagined.len() as u64) as u16,
+            )];
         }
         let new = self.imagine(packets);
-        self.pause = if new < self.rings as u64 { IDLE } else { TICK };
+        self.pause = if new < self.imagined.len() as u64 { IDLE } else { TICK };
         let rings = rings.unwrap_or(&self.imagined);
         self.policy.tick(packets, rings).iter().map(|to| (to.bucket, to.ring)).collect()
     }
