@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
 /*
  * rps: spreads the Linux stack over CPUs by CPUMAP. Flows hash to buckets, user space aims each bucket at a CPU, and a bucket
- * follows its aim once the CPU that has it is done with its last packet. So no packet overtakes another of its flow.
+ * follows its aim once the CPU that has it is done with its last packet. So no packet overtakes another of its bucket.
  *
  * Packets are numbered for each receive queue and CPU: one NAPI instance at a time serves a queue, and a CPUMAP entry is a
  * FIFO, so numbers arrive in order. A number travels in front of its packet as metadata.

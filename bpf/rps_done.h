@@ -2,8 +2,9 @@
 /*
  * What a CPU is done with: cpu_map_kthread_run takes up to CPUMAP_BATCH (8) packets, runs `arrive` on them and gives them to GRO,
  * which it flushes when the FIFO is empty, and every NAPI_POLL_WEIGHT (64) packets: then all (HZ < 1000) or what is older
- * than a jiffy. So `arrive` is sure of what was taken SURE_PACKETS and SURE_JIFFIES ago, and `turn`, which sees that
- * the thread slept, of all that it took before.
+ * than a jiffy. So `arrive` is sure of what was taken SURE_PACKETS and SURE_JIFFIES ago, and `turn` of all that the
+ * thread took before it slept. Not right yet: `sched` of the tracepoint is 1 also when cond_resched gave the CPU away, with
+ * packets in the FIFO and in GRO.
  */
 #ifndef HOIST_RPS_DONE_H
 #define HOIST_RPS_DONE_H

@@ -1,4 +1,4 @@
-//! `rps` on one device: flows that pass are spread over CPUs by CPUMAP, and no packet overtakes another of its flow.
+//! `rps` on one device: flows that pass are spread over CPUs by CPUMAP, and no packet overtakes another of its bucket.
 //!
 //! Who decides where a bucket goes is the caller ([`Rps::aim`]); when it goes is decided in XDP (bpf/rps.bpf.c).
 
@@ -85,7 +85,7 @@ pub struct CpuCounters {
     pub taken: u64,
     /// Lost: too many waited.
     pub dropped: u64,
-    /// Times its thread found nothing and slept.
+    /// Times its thread slept, or gave the CPU away.
     pub sleeps: u64,
 }
 

@@ -27,7 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Spread the Linux stack's work on a device's packets over CPUs, and never reorder a flow.
+/// Spread the Linux stack's work on a device's packets over CPUs by load.
+///
+/// A flow keeps its order when it moves, but for what docs/steering.md lists as known to be wrong: flows with fragmented datagrams above all.
 ///
 /// Flows hash to 1,024 buckets. Every millisecond the fewest buckets move that make the CPUs even; a bucket changes its CPU only when the
 /// old one is done with the last of its packets. Runs until Ctrl-C or --seconds; then every bucket goes home and the device is
