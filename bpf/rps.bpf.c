@@ -43,7 +43,7 @@ static __always_inline int stays(struct xdp_md *ctx, const struct rps_flow *flow
 
 	if (kind != RPS_EITHER)
 		bucket->kinds |= kind;
-	return kind == RPS_LEFT_OPEN || (kind == RPS_EITHER && bucket->kinds == RPS_LEFT_OPEN);
+	return kind == RPS_LEFT_OPEN || (kind == RPS_EITHER && !(bucket->kinds & RPS_FILLED));
 }
 
 /* Where a packet of the bucket goes, CPU + 1, or 0: it stays here. */
@@ -70,18 +70,18 @@ static __always_inline int make_room(struct xdp_md *ctx)
 	return !bpf_xdp_adjust_meta(ctx, there - (int)sizeof(struct rps_meta));
 }
 
-static __always_inline void number(struct xdp_md *ctx, __u32 queue, __u64 position)
+static __always_inline void number(struct xdp_md *ctx, __u32 queue, __u32 cpu, __u64 position)
 {
 	struct rps_meta *meta = (void *)(long)ctx->data_meta;
 
 	if ((void *)(meta + 1) <= (void *)(long)ctx->data)
-		*meta = (struct rps_meta){ RPS_META_MAGIC, position, queue, 0 };
+		*meta = (struct rps_meta){ RPS_META_MAGIC, position, queue, cpu };
 }
 
 SEC("xdp")
 int rps(struct xdp_md *ctx)
 {
-	__u32 queue = ctx->rx_queue_index, slot, at;
+	__u32 queue = ctx->rx_queue_index, slot, at, mixed;
 	struct rps_flow flow = {};
 	struct rps_bucket *bucket;
 	__u64 *aim, *position;
@@ -97,18 +97,20 @@ int rps(struct xdp_md *ctx)
 	bucket = bpf_map_lookup_elem(&buckets, &slot);
 	if (!aim || !bucket)
 		return count(RPS_QUEUE);
-	bucket->packets++;
-	if (observe)
-		return count(RPS_HOME);
 	if (unfilled && stays(ctx, &flow, bucket))
 		return count(RPS_UNFILLED);
+	mixed = bucket->kinds == RPS_EITHER;
+	if (!mixed)
+		bucket->packets++;
+	if (observe)
+		return count(mixed ? RPS_UNFILLED : RPS_HOME);
 	room = make_room(ctx);
 	if (!room && !bucket->ring)
 		return count(RPS_NO_META);
-	at = place(bucket, queue, bucket->kinds == RPS_EITHER ? 0 : *(volatile __u64 *)aim);
+	at = place(bucket, queue, mixed ? 0 : *(volatile __u64 *)aim);
 	if (!at) {
 		bpf_xdp_adjust_meta(ctx, ctx->data - ctx->data_meta);
-		return count(RPS_HOME);
+		return count(mixed ? RPS_UNFILLED : RPS_HOME);
 	}
 	slot = --at;
 	at = at * queues + queue;
@@ -117,7 +119,7 @@ int rps(struct xdp_md *ctx)
 		return count(RPS_HOME);
 	bucket->last = ++*position;
 	if (room)
-		number(ctx, queue, *position); /* without, it is known to be done when a later one is */
+		number(ctx, queue, slot, *position); /* without, it is known to be done when a later one is */
 	count(RPS_SPREAD);
 	return bpf_redirect_map(&cpus, slot, XDP_PASS);
 }

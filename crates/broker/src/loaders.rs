@@ -1,7 +1,7 @@
 //! Loaders of BPF programs, made ahead of need.
 //!
 //! A new `EbpfLoader` reads all of the kernel's types (30 ms, /sys/kernel/btf/vmlinux) whether or not a program relocates by
-//! them; none here does. The first socket that is lifted must not wait for that.
+//! them; none does that is loaded on demand. The first socket that is lifted must not wait for that.
 
 use aya::EbpfLoader;
 use std::{
@@ -29,7 +29,8 @@ pub(crate) fn loader<'a>() -> EbpfLoader<'a> {
     }
 }
 
-fn bare<'a>() -> EbpfLoader<'a> {
+/// One that knows no types of the kernel, made now.
+pub(crate) fn bare<'a>() -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     loader

@@ -4,13 +4,13 @@
 
 use crate::{
     error::{Context, Error, bpf},
-    loaders::loader,
+    loaders::bare,
     object::{array, missing},
     steer::why_not_native,
     sys::{self, Words},
 };
 use aya::{
-    Ebpf, EbpfLoader,
+    Btf, Ebpf,
     maps::{Array, CpuMap, Map, PerCpuArray},
     programs::{RawTracePoint, Xdp},
 };
@@ -19,7 +19,6 @@ use nix::{
     unistd::Pid,
 };
 use std::{
-    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::{
         AtomicU64,
@@ -41,19 +40,25 @@ const LAST: usize = 0;
 const PACKETS: usize = 1;
 const RING: usize = 2;
 const MOVES: usize = 3;
-const CPU: usize = 5;
+const KINDS: usize = 4;
+const CPU: usize = 7;
 const TAKEN: usize = 0;
 const SLEEPS: usize = 3;
 const DROPPED: usize = 4;
+/// RPS_EITHER: some packets of the bucket stay home, so all do.
+const MIXED: u64 = 3;
 
 /// What becomes of a packet: `enum rps_verdict`.
 pub const VERDICTS: [(&str, &str); 7] = [
     ("spread", "given to the CPU of its bucket"),
-    ("home", "received where the driver runs"),
+    ("home", "received where the driver ran: their bucket is there, or only watched"),
     ("not-ip", "neither IPv4 nor IPv6"),
     ("truncated", "shorter than its headers say"),
     ("new-queue", "from a receive queue that did not exist at the start"),
-    ("unfilled-checksum", "its sender may leave the checksum to the device, which CPUMAP would forget"),
+    (
+        "unfilled-checksum",
+        "the sender may leave checksums of its bucket to the device, which CPUMAP would forget",
+    ),
     ("no-metadata", "the driver leaves no room for a number in front of it"),
 ];
 
@@ -102,25 +107,24 @@ pub struct Rps {
 }
 
 impl Rps {
-    /// Loads and attaches to the device with this index, every bucket at home.
+    /// Attaches to the device with this index, until it is dropped or leaves. Buckets begin where they are aimed.
     ///
     /// # Errors
-    /// The driver has no native XDP (generic XDP carries no metadata to CPUMAP); a program is attached already; as [`Rps::load`].
-    pub fn attach(ifindex: u32, settings: Settings) -> Result<Self, Error> {
-        let mut rps = Self::load(settings)?;
-        let link = sys::link_create(rps.program()?, ifindex, sys::BPF_XDP, sys::XDP_FLAGS_DRV_MODE);
+    /// The driver has no native XDP (generic XDP carries no metadata to CPUMAP); a program is attached already.
+    pub fn attach(&mut self, ifindex: u32) -> Result<(), Error> {
+        let link = sys::link_create(self.program()?, ifindex, sys::BPF_XDP, sys::XDP_FLAGS_DRV_MODE);
         let link = link.map_err(|cause| Error::Sys {
             operation: format!("attach rps in native mode, which it needs{}", why_not_native(&cause)),
             cause,
         })?;
-        rps.link = Some(link);
-        Ok(rps)
+        self.link = Some(link);
+        Ok(())
     }
 
-    /// Loads without attaching; for tests that run single packets.
+    /// Loads without attaching, every bucket aimed home.
     ///
     /// # Errors
-    /// A CPU does not exist; bpf(2)'s.
+    /// A CPU does not exist; the kernel does not show its types (BTF); bpf(2)'s.
     pub fn load(settings: Settings) -> Result<Self, Error> {
         let rings = settings.cpus.iter().max().map_or(1, |cpu| cpu + 1);
         let slots = rings * settings.queues;
@@ -160,7 +164,7 @@ impl Rps {
         Ok(program.fd().map_err(|e| bpf("rps", &e))?.as_fd())
     }
 
-    /// Packets of each bucket since the beginning, summed over queues.
+    /// Packets of each bucket that may go where it is aimed, since the beginning, summed over queues.
     pub fn packets(&self, sums: &mut [u64]) {
         sums.fill(0);
         for queue in self.buckets.chunks_exact(BUCKETS * BUCKET) {
@@ -175,12 +179,14 @@ impl Rps {
         self.buckets.chunks_exact(BUCKET).map(|bucket| bucket[MOVES].load(Relaxed)).sum()
     }
 
-    /// Buckets that have not, yet.
+    /// Buckets with packets that have not, yet.
     pub fn waiting(&self) -> usize {
         let aims = self.aims.iter().cycle().map(|aim| aim.load(Relaxed));
-        let rings =
-            self.buckets.chunks_exact(BUCKET).map(|b| (b[RING].load(Relaxed), b[PACKETS].load(Relaxed)));
-        rings.zip(aims).filter(|((ring, packets), aim)| ring != aim && *packets > 0).count()
+        let elsewhere = |(bucket, aim): (&[AtomicU64], u64)| {
+            let [ring, packets, kinds] = [RING, PACKETS, KINDS].map(|at| bucket[at].load(Relaxed));
+            packets > 0 && ring != if kinds == MIXED { 0 } else { aim }
+        };
+        self.buckets.chunks_exact(BUCKET).zip(aims).filter(|&pair| elsewhere(pair)).count()
     }
 
     /// The counters of a CPU that was named at the start.
@@ -243,13 +249,15 @@ impl Rps {
     /// Sends every bucket home and detaches when all are there, or after `patience`. Says how many were not.
     ///
     /// # Errors
-    /// sched_setaffinity(2)'s.
+    /// That of waiting for packets that a CPU is looking at; it is detached nevertheless.
     pub fn leave(mut self, patience: Duration) -> Result<usize, Error> {
         (0..BUCKETS as u16).for_each(|bucket| self.aim(bucket, None));
+        // no packet goes by an older aim after this
+        sys::grace_period().context("wait for packets under way (membarrier)")?;
         let until = Instant::now() + patience;
         let mut left = self.unsettled();
         while left > 0 && Instant::now() < until {
-            self.fence().context("look at a CPU from itself (sched_setaffinity)")?;
+            self.fence();
             left = self.unsettled();
             if left > 0 {
                 thread::sleep(Duration::from_millis(1));
@@ -270,24 +278,28 @@ impl Rps {
     }
 
     /// Finds out which CPUs are done with all they were given. The thread of a CPUMAP entry holds packets with bottom halves off
-    /// only (cpu_map_kthread_run): when this thread runs there and the FIFO is empty, it holds none.
-    fn fence(&self) -> io::Result<()> {
+    /// only (cpu_map_kthread_run): when this thread runs there and the FIFO is empty, it holds none. Of a CPU where this thread may not run
+    /// (offline, a cpuset) nothing is found out.
+    fn fence(&self) {
         let me = Pid::from_raw(0);
-        let before = sched_getaffinity(me)?;
+        let Ok(before) = sched_getaffinity(me) else { return };
         for &cpu in &self.settings.cpus {
             let mut only = CpuSet::new();
-            only.set(cpu as usize)?;
-            sched_setaffinity(me, &only)?;
-            let look = || -> Vec<u64> { self.given_to(cpu).iter().map(|n| n.load(Acquire)).collect() };
-            let (given, now, still) = (look(), self.cpu(cpu), look());
-            if given == still && now.taken + now.dropped == given.iter().sum::<u64>() {
-                self.done[self.slots(cpu)]
-                    .iter()
-                    .zip(given)
-                    .for_each(|(done, given)| done.store(given, Relaxed));
+            if only.set(cpu as usize).and_then(|()| sched_setaffinity(me, &only)).is_ok() {
+                self.look_at(cpu);
             }
         }
-        Ok(sched_setaffinity(me, &before)?)
+        // fails only where all those CPUs are gone, and then the kernel has chosen others
+        let _ = sched_setaffinity(me, &before);
+    }
+
+    /// From the CPU itself.
+    fn look_at(&self, cpu: u32) {
+        let look = || -> Vec<u64> { self.given_to(cpu).iter().map(|n| n.load(Acquire)).collect() };
+        let (given, now, still) = (look(), self.cpu(cpu), look());
+        if given == still && now.taken + now.dropped == given.iter().sum::<u64>() {
+            self.done[self.slots(cpu)].iter().zip(given).for_each(|(done, given)| done.store(given, Relaxed));
+        }
     }
 }
 
@@ -295,8 +307,11 @@ fn load(settings: &Settings, rings: u32, slots: u32) -> Result<Ebpf, Error> {
     let flag = u32::from;
     let (observe, symmetric) = (flag(settings.observe), flag(settings.symmetric));
     let (unfilled, heedless) = (flag(settings.unfilled), flag(settings.heedless));
-    let mut loader: EbpfLoader<'_> = loader();
+    let types = Btf::from_sys_fs()
+        .map_err(|e| bpf("read the kernel's types (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)", &e))?;
+    let mut loader = bare();
     loader
+        .btf(Some(&types))
         .override_global("queues", &settings.queues, true)
         .override_global("observe", &observe, true)
         .override_global("symmetric", &symmetric, true)

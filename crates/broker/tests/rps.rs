@@ -143,16 +143,73 @@ fn with_symmetric_both_directions_share_a_bucket() {
     assert!((1000..1020).any(|port| there(&one_way, port) != back(&one_way, port)));
 }
 
+/// A fragment of datagram `id`: `place` as in the header (IP_MF, offset in 8 bytes).
+fn fragment(source: (&str, u16), id: u16, place: u16) -> Vec<u8> {
+    let mut packet = datagram(source, B, &[1; 64]);
+    packet[IP + 4..IP + 6].copy_from_slice(&id.to_be_bytes());
+    packet[IP + 6..IP + 8].copy_from_slice(&place.to_be_bytes());
+    if place & 0x1fff > 0 {
+        packet[UDP..UDP + 4].fill(9); // no ports there
+    }
+    packet
+}
+
+/// A fragment behind an IPv6 fragment header.
+fn fragment_v6(port: u16, id: u32, offset: u16) -> Vec<u8> {
+    let mut packet = datagram(("fd00::9", port), ("fd00::1", 5000), &[1; 64]);
+    let [high, low] = (offset | 1).to_be_bytes();
+    let header = [&[17, 0, high, low][..], &id.to_be_bytes()].concat();
+    packet[IP + 6] = 44;
+    let total = 64 + 8 + 8_u16;
+    packet[IP + 4..IP + 6].copy_from_slice(&total.to_be_bytes());
+    packet.splice(IP + 40..IP + 40, header);
+    packet
+}
+
+const MORE: u16 = 0x2000;
+
 #[test]
-fn fragments_go_by_their_addresses() {
+fn fragments_go_with_the_whole_datagrams_of_their_flow() {
     let Some(rps) = load(settings()) else { return };
-    let fragment = |source, offset: u8| {
-        let mut packet = datagram(source, B, &[1; 64]);
-        (packet[IP + 6], packet[IP + 7]) = (0x20, offset);
-        run(&rps, &packet).1
-    };
-    assert_eq!(fragment(A, 0), fragment(A, 8));
-    assert_eq!(fragment(A, 0), fragment((A.0, 99), 8));
+    for port in 2000..2020 {
+        let bucket = |packet: &[u8]| run(&rps, packet).1.unwrap();
+        let whole = bucket(&datagram((A.0, port), B, b"whole"));
+        assert_eq!(bucket(&fragment((A.0, port), port, MORE)), whole);
+        assert_eq!(bucket(&fragment((A.0, port), port, MORE | 9)), whole);
+        assert_eq!(bucket(&fragment((A.0, port), port, 18)), whole);
+        let whole = bucket(&datagram(("fd00::9", port), ("fd00::1", 5000), b"whole"));
+        assert_eq!(bucket(&fragment_v6(port, 7 << 16 | u32::from(port), 0)), whole);
+        assert_eq!(bucket(&fragment_v6(9, 7 << 16 | u32::from(port), 72)), whole);
+    }
+}
+
+#[test]
+fn a_fragment_before_its_first_goes_by_addresses() {
+    let Some(rps) = load(settings()) else { return };
+    let bucket = |packet: &[u8]| run(&rps, packet).1.unwrap();
+    let lone = bucket(&fragment(A, 77, 9));
+    assert_eq!(lone, bucket(&fragment((A.0, 99), 78, 18)));
+    assert_ne!(lone, bucket(&fragment(("10.0.0.8", 99), 77, 18)));
+    let short = &fragment(A, 79, MORE)[..UDP + 3];
+    assert_eq!(run(&rps, short), ("truncated", None));
+    assert_eq!(run(&rps, &fragment_v6(1, 1, 0)[..IP + 44]), ("truncated", None));
+}
+
+#[test]
+fn a_fragment_alone_does_not_tell_whether_its_sender_leaves_checksums_open() {
+    let Some(rps) = load(Settings { unfilled: true, ..settings() }) else { return };
+    assert_eq!(run(&rps, &fragment(A, 1, MORE)).0, "unfilled-checksum");
+    assert_eq!(run(&rps, &datagram(A, B, b"filled")).0, "home");
+    assert_eq!(run(&rps, &fragment(A, 1, MORE)).0, "home");
+}
+
+#[test]
+fn what_stays_for_its_checksum_is_no_load() {
+    let Some(rps) = load(Settings { unfilled: true, ..settings() }) else { return };
+    rps.aim(0, Some(0));
+    assert_eq!(run(&rps, &left_open(&[7; 50])), ("unfilled-checksum", None));
+    assert_eq!(run(&rps, &datagram(A, B, b"mixed now")), ("unfilled-checksum", None));
+    assert_eq!(rps.waiting(), 0);
 }
 
 #[test]

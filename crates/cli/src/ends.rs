@@ -1,4 +1,4 @@
-//! What ends a run: SIGINT and SIGTERM, read rather than delivered.
+//! What ends a run: SIGINT, SIGTERM and SIGHUP, read rather than delivered.
 
 use anyhow::{Context, Result};
 use nix::{
@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-/// The two signals, blocked: threads that start later inherit that.
+/// The signals, blocked: threads that start later inherit that. SIGHUP only if it is not ignored (nohup).
 pub(crate) struct Ends(SignalFd);
 
 /// What came first.
@@ -32,9 +32,12 @@ pub(crate) struct Interrupted(u32);
 
 impl Ends {
     pub(crate) fn block() -> Result<Self> {
-        let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-        ends.thread_block().context("blocking SIGINT and SIGTERM (pthread_sigmask)")?;
-        Ok(Self(SignalFd::new(&ends).context("reading SIGINT and SIGTERM (signalfd)")?))
+        let mut ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+        if !ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), Signal::SIGHUP) {
+            ends.add(Signal::SIGHUP);
+        }
+        ends.thread_block().context("blocking the signals that end it (pthread_sigmask)")?;
+        Ok(Self(SignalFd::new(&ends).context("reading the signals that end it (signalfd)")?))
     }
 
     /// Waits half a second for a signal, or for one of `others` to be readable.
@@ -58,6 +61,13 @@ impl Ends {
 
 pub(crate) const LOOK_MS: u16 = 500;
 
+/// By `SigIgn` of proc(5).
+fn ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal as u32 - 1) & 1 == 1)
+}
+
 impl Interrupted {
     /// As shells say it.
     pub(crate) fn code(self) -> ExitCode {
@@ -70,6 +80,14 @@ mod tests {
     use super::*;
     use nix::sys::signal::raise;
     use std::io::{Write, pipe};
+
+    #[test]
+    fn what_is_ignored_stays_so() {
+        let nohup = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        assert!(ignored(nohup, Signal::SIGHUP));
+        assert!(!ignored(nohup, Signal::SIGINT));
+        assert!(!ignored("", Signal::SIGHUP));
+    }
 
     #[test]
     fn a_signal_and_what_is_waited_for_are_told_apart() {

@@ -2,11 +2,15 @@
 //!
 //! Exit codes: 0 done, 1 ran and failed, 2 usage (clap's own). `hoist run` exits with its program's status.
 
+#![deny(clippy::print_stderr, reason = "it panics where standard error cannot be written: tell!")]
+
+#[macro_use]
+mod out;
+
 mod bench;
 mod demo;
 mod doctor;
 mod ends;
-mod out;
 mod rps;
 mod run;
 mod status;
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::main(args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("hoist: {error:#}");
+        tell_line!("hoist: {error:#}");
         if asks_too_much(&error) { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
     })
 }

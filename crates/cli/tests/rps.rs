@@ -292,6 +292,141 @@ fn a_reader_that_has_seen_enough_ends_it() {
     assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{output:?}");
 }
 
+/// Datagrams of two sizes in turn, the larger in fragments, from one socket to one: how many came, and how many after a later one.
+fn sizes_in_turn(testbed: &Testbed, datagrams: u32) -> (u32, u32) {
+    let (host, wire) = (testbed.host(), testbed.wire());
+    let receiver = host.enter(|| UdpSocket::bind((host.v4(), 9000))).unwrap().unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let sender = wire.enter(|| UdpSocket::bind((wire.v4(), 9001))).unwrap().unwrap();
+    sender.connect((host.v4(), 9000)).unwrap();
+    let (mut came, mut late, mut latest) = (0, 0, 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1..=datagrams {
+                let mut datagram = vec![0; if number % 2 == 0 { 3004 } else { 64 }];
+                datagram[..4].copy_from_slice(&number.to_be_bytes());
+                sender.send(&datagram).unwrap();
+                if number % 32 == 0 {
+                    thread::sleep(Duration::from_millis(1)); // 100 KB, half of what a socket holds
+                }
+            }
+        });
+        let mut datagram = [0; 4096];
+        while came < datagrams && receiver.recv(&mut datagram).is_ok() {
+            let number = u32::from_be_bytes(datagram[..4].try_into().unwrap());
+            came += 1;
+            late += u32::from(number < latest);
+            latest = latest.max(number);
+        }
+    });
+    (came, late)
+}
+
+#[test]
+fn fragments_and_whole_datagrams_of_a_flow_keep_their_order() {
+    let Some(testbed) = testbed() else { return };
+    for checksums in ["off", "on"] {
+        let mut ethtool = testbed.wire().command("ethtool");
+        assert!(ethtool.args(["-K", testbed.wire().device(), "tx", checksums]).status().unwrap().success());
+        let rps = Rps::start(&testbed, &["--shuffle-us", "200"]);
+        let (came, late) = sizes_in_turn(&testbed, 20_000);
+        let all = rps.stop();
+        assert!(came > 19_000, "{came} of 20,000 with tx {checksums}");
+        assert_eq!(late, 0, "after a later one, of {came} with tx {checksums}: {all}");
+        let verdict = if checksums == "off" { "spread" } else { "unfilled-checksum" };
+        assert!(number(&all["verdicts"], verdict) > 19_000, "{all}");
+    }
+}
+
+/// `voluntary_ctxt_switches` of the threads of CPUMAP entries of this CPU, the most.
+fn slept(cpu: u64) -> u64 {
+    let of = |entry: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(entry.path().join("status")).ok()?;
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let ours = field("Name:")?.starts_with(&format!("cpumap/{cpu}/map:"));
+        field("voluntary_ctxt_switches:").filter(|_| ours)?.parse().ok()
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).max().unwrap()
+}
+
+/// GRO holds nothing when the thread sleeps, but may when it only gives its CPU away.
+#[test]
+fn a_thread_that_gives_its_cpu_away_is_not_taken_for_one_that_sleeps() {
+    let Some(testbed) = testbed() else { return };
+    let mut rps = Rps::start(&testbed, &["--shuffle-us", "200"]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..nproc() {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
+        }
+        load(&testbed, &mut rps, &SKEWED);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let window = rps.line();
+    assert_eq!(number(&window, "packets") / 100, 0, "still");
+    let slept: Vec<u64> =
+        window["cpus"].as_array().unwrap().iter().map(|cpu| slept(number(cpu, "cpu"))).collect();
+    let all = rps.stop();
+    for (cpu, slept) in all["cpus"].as_array().unwrap().iter().zip(slept) {
+        let sleeps = number(cpu, "sleeps");
+        assert!(sleeps > 100 && sleeps <= slept, "{sleeps} seen, {slept} by the scheduler: {all}");
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_an_error_and_nothing_stays() {
+    let Some(testbed) = testbed() else { return };
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let device = testbed.host().device();
+    let output = hoist(&testbed, &["rps", device, "--json"]).stdout(full()).output().unwrap();
+    refused(&output, 1, "printing (standard output)");
+    let unheard = hoist(&testbed, &["rps", device, "--seconds", "1"]).stderr(full()).output().unwrap();
+    assert_eq!(unheard.status.code(), Some(0), "{unheard:?}");
+    assert!(String::from_utf8_lossy(&unheard.stdout).contains("share"), "{unheard:?}");
+}
+
+#[test]
+fn it_ends_in_time_when_nobody_reads() {
+    let Some(testbed) = testbed() else { return };
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let size = nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    writer.write_all(&vec![b'.'; size as usize - 8]).unwrap(); // no room for a line
+    let device = testbed.host().device();
+    let mut child = hoist(&testbed, &["rps", device, "--json"]).stdout(writer).spawn().unwrap();
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    err.read_line(&mut String::new()).unwrap();
+    thread::sleep(Duration::from_secs(2)); // a line every half second
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let begin = std::time::Instant::now();
+    let status = child.wait().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    drop(reader);
+    let mut said = String::new();
+    err.read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("nobody reads it"), "{said}");
+}
+
+#[test]
+fn a_vlan_device_that_comes_later_ends_it() {
+    let Some(testbed) = testbed() else { return };
+    let host = testbed.host();
+    let run =
+        |program: &str, arguments: &[&str]| host.command(program).args(arguments).status().unwrap().success();
+    assert!(run("ethtool", &["-K", "vb", "rxvlan", "on"]));
+    let rps = Rps::start(&testbed, &[]);
+    if !run("ip", &["link", "add", "link", "vb", "name", "vb.9", "type", "vlan", "id", "9"]) {
+        rps.stop();
+        return eprintln!("skipped: this kernel has no VLAN devices");
+    }
+    let output = rps.child.wait_with_output().unwrap();
+    refused(&output, 1, "rxvlan off");
+}
+
 fn refused(output: &Output, code: i32, words: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{said}");

@@ -51,7 +51,7 @@ pub struct Move {
 }
 
 /// Ticks until a ring of which nothing could go is looked at again.
-const PATIENCE: u32 = 5;
+const PATIENCE: u64 = 5;
 /// Speeds below and above which a ring is slow and fast to an elephant.
 const SLOW: f64 = 0.6;
 const FAST: f64 = 0.9;
@@ -71,7 +71,7 @@ struct Ring {
     /// Its largest bucket if that alone is more than a share.
     elephant: Option<u16>,
     /// Nothing in it could go: it is not looked at before this tick.
-    barren_until: u32,
+    barren_until: u64,
 }
 
 /// A backlog for so many ticks in a row is no burst. A longer look costs more than it tells: what waits holds its buckets back
@@ -89,8 +89,8 @@ pub struct Policy {
     seen: Vec<u64>,
     load: Vec<f64>,
     /// The tick until which a bucket stays.
-    rests_until: Vec<u32>,
-    tick: u32,
+    rests_until: Vec<u64>,
+    tick: u64,
     moves: Vec<Move>,
     /// The buckets of each ring, while there is something to move.
     homes: Vec<Vec<u16>>,
@@ -166,7 +166,7 @@ impl Policy {
         for (ring, now) in self.rings.iter_mut().zip(counters) {
             let read = now.read.wrapping_sub(ring.seen.read);
             let backlog = now.given.wrapping_sub(now.read);
-            ring.behind = if backlog > read / 2 && backlog > 8 { ring.behind + 1 } else { 0 };
+            ring.behind = if backlog > read / 2 && backlog > 8 { ring.behind.saturating_add(1) } else { 0 };
             ring.seen = *now;
             let weight = if ring.behind > 1 { weight } else { 1.0 };
             ring.pace += weight * (read as f64 - ring.pace);
@@ -305,7 +305,7 @@ impl Policy {
     fn go(&mut self, bucket: u16, from: usize, to: usize) {
         let at = usize::from(bucket);
         self.place[at] = to as u16;
-        self.rests_until[at] = self.tick + self.settings.rest;
+        self.rests_until[at] = self.tick + u64::from(self.settings.rest);
         self.rings[from].load -= self.load[at];
         self.rings[to].load += self.load[at];
         self.homes[from].retain(|&other| other != bucket);
@@ -341,6 +341,18 @@ mod tests {
         let mut policy = Policy::new(64, 4, Settings::default());
         let moves = run(&mut policy, &[100; 64], 200, 0);
         assert!(moves.iter().all(Vec::is_empty), "{moves:?}");
+    }
+
+    #[test]
+    fn it_goes_on_for_years() {
+        let mut policy = Policy::new(64, 2, Settings::default());
+        policy.tick = u64::from(u32::MAX) - 50;
+        policy.rings.iter_mut().for_each(|ring| ring.behind = u32::MAX);
+        let loads: Vec<u64> = (0..64).map(|bucket| if bucket % 2 == 0 { 190 } else { 10 }).collect();
+        let behind = [RingCounters { given: 1_000_000, read: 0 }; 2];
+        policy.tick(&[0; 64], &behind);
+        let moves = run(&mut policy, &loads, 100, 0);
+        assert!(moves.iter().flatten().count() > 4, "49 days of milliseconds are past");
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub(super) fn steering(quick: bool, repeats: usize) -> Result<Document> {
         }
     }
     if stderr().is_terminal() {
-        eprint!("\r\x1b[K");
+        tell!("\r\x1b[K");
     }
     Ok(document(&base, repeats, &rows))
 }
@@ -155,7 +155,7 @@ impl Steering for Timed {
 
 fn show(what: &str) {
     if stderr().is_terminal() {
-        eprint!("\r\x1b[Ksteering: {what}");
+        tell!("\r\x1b[Ksteering: {what}");
     }
 }
 

@@ -77,7 +77,7 @@ impl Stage {
     /// Says of the bench that goes on that it ended too early: what was measured until then is kept.
     pub(crate) fn fail(&mut self, error: &anyhow::Error) {
         self.hush();
-        eprintln!("hoist: {}: {error:#}", self.kind.name());
+        tell_line!("hoist: {}: {error:#}", self.kind.name());
         self.note(format!("ended too early, what there is of it is shown: {error:#}"));
     }
 
@@ -121,7 +121,7 @@ impl Stage {
     /// Shows where the run is, on a terminal only.
     pub(crate) fn show(&self, side: &str, point: Option<&Point>) {
         if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K{}", self.progress(side, point));
+            tell!("\r\x1b[K{}", self.progress(side, point));
             let _ = std::io::stderr().flush();
         }
     }
@@ -248,7 +248,7 @@ impl Stage {
     /// Removes the line of progress.
     pub(crate) fn hush(&self) {
         if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
+            tell!("\r\x1b[K");
         }
     }
 }

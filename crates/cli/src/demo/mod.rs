@@ -75,14 +75,14 @@ impl Stage {
     /// One line that the next one replaces, on a terminal only.
     fn progress(&self, text: &str) {
         if !self.quiet && std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K  {text} …");
+            tell!("\r\x1b[K  {text} …");
             let _ = std::io::stderr().flush();
         }
     }
 
     fn clear(&self) {
         if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
+            tell!("\r\x1b[K");
         }
     }
 }

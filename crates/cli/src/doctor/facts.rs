@@ -94,6 +94,8 @@ pub(super) struct Device {
     pub(super) features: Seen<Features>,
     /// VLAN devices on top.
     pub(super) vlans: Vec<String>,
+    /// The bridge it is a port of, if that filters by VLAN.
+    pub(super) tags_for: Option<String>,
     pub(super) veth_peer: VethPeer,
     pub(super) rps: Seen<Rps>,
     /// Receive interrupts.
@@ -250,6 +252,7 @@ impl Asker {
             rings: self.rings(name),
             features: self.features(name),
             vlans: vlans_on(link.index, links),
+            tags_for: self.sysfs.as_ref().ok().and_then(|sysfs| sysfs.filtering_bridge(name)),
             veth_peer: self.veth_peer(link, links),
             rps: self.sysfs.as_ref().map_err(Unseen::clone).and_then(|sysfs| sysfs.rps(name)),
             irqs: self.irqs(link),
@@ -394,6 +397,14 @@ impl Sysfs {
             }
         }
         Ok(rps)
+    }
+
+    fn filtering_bridge(&self, port: &str) -> Option<String> {
+        let bridge = self.device(port).join("brport/bridge");
+        let filters =
+            number_in::<u64>(&bridge.join("bridge/vlan_filtering")).is_ok_and(|filters| filters > 0);
+        let name = fs::read_link(bridge).ok().filter(|_| filters)?;
+        Some(name.file_name()?.to_string_lossy().into_owned())
     }
 
     /// A virtio device's interrupts belong to the PCI device above it.

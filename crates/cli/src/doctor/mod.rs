@@ -53,6 +53,8 @@ pub(crate) struct Receiver {
     pub(crate) kernel_rps: usize,
     /// VLAN devices on top.
     pub(crate) vlans: Vec<String>,
+    /// The bridge above it that goes by VLAN tags.
+    pub(crate) tags_for: Option<String>,
     /// The device takes the tags off.
     pub(crate) strips_tags: Option<bool>,
 }
@@ -71,6 +73,7 @@ pub(crate) fn receiver(name: &str) -> Result<Receiver> {
         queues: rps.0.max(1) as u32,
         kernel_rps: rps.1,
         vlans: device.vlans,
+        tags_for: device.tags_for,
         strips_tags: device.features.ok().map(|features| features.active.contains("rx-vlan-hw-parse")),
     })
 }

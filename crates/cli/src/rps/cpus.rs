@@ -26,13 +26,30 @@ impl std::str::FromStr for Cpus {
     }
 }
 
+/// Where the kernel lists CPUs.
+const DIRECTORY: &str = "/sys/devices/system/cpu";
+
 impl Cpus {
     /// Those that are online.
     pub(super) fn online() -> anyhow::Result<Self> {
-        const FILE: &str = "/sys/devices/system/cpu/online";
+        let file = format!("{DIRECTORY}/online");
         let list =
-            std::fs::read_to_string(FILE).map_err(|error| anyhow::anyhow!("reading {FILE}: {error}"))?;
-        list.parse().map_err(|error| anyhow::anyhow!("{FILE}: {error}"))
+            std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("reading {file}: {error}"))?;
+        list.parse().map_err(|error| anyhow::anyhow!("{file}: {error}"))
+    }
+
+    /// Without those that were set apart for other work (isolcpus=, nohz_full=, cpuset partitions), unless that is all.
+    pub(super) fn for_everybody(&self) -> Self {
+        let apart = |file| std::fs::read_to_string(format!("{DIRECTORY}/{file}")).unwrap_or_default();
+        self.without(&[apart("isolated"), apart("nohz_full")])
+    }
+
+    /// An empty list and `(null)` name none.
+    fn without(&self, lists: &[String]) -> Self {
+        let apart: Vec<u32> =
+            lists.iter().filter_map(|list| list.parse().ok()).flat_map(|Self(list)| list).collect();
+        let rest: Vec<u32> = self.0.iter().copied().filter(|cpu| !apart.contains(cpu)).collect();
+        if rest.is_empty() { self.clone() } else { Self(rest) }
     }
 
     /// The first of these that is not in `others`.
@@ -49,6 +66,15 @@ mod tests {
     fn lists_are_read_as_the_kernel_writes_them() {
         assert_eq!("0-2,8\n".parse(), Ok(Cpus(vec![0, 1, 2, 8])));
         assert_eq!("3,1,1".parse(), Ok(Cpus(vec![1, 3])));
+    }
+
+    #[test]
+    fn cpus_that_are_set_apart_are_left_out() {
+        let all = Cpus(vec![0, 1, 2, 3]);
+        let without = |isolated: &str, nohz: &str| all.without(&[isolated.into(), nohz.into()]).0;
+        assert_eq!(without("\n", "(null)\n"), [0, 1, 2, 3]);
+        assert_eq!(without("2\n", "1-2\n"), [0, 3]);
+        assert_eq!(without("0-3\n", ""), [0, 1, 2, 3], "somebody must");
     }
 
     #[test]

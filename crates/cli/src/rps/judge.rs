@@ -23,13 +23,31 @@ pub(super) fn refusal(name: &str, device: &Receiver, observe: bool) -> Option<St
             device.kind
         ));
     }
-    if !observe && !device.vlans.is_empty() && device.strips_tags == Some(true) {
-        return Some(format!(
-            "{name} takes VLAN tags off ({} need them), and CPUMAP would lose them: ethtool -K {name} rxvlan off",
-            device.vlans.join(", ")
-        ));
-    }
-    None
+    if observe { None } else { lost_tags(name, device) }
+}
+
+/// Why tags would be lost: the device takes them off, CPUMAP forgets them, and somebody needs them.
+pub(super) fn lost_tags(name: &str, device: &Receiver) -> Option<String> {
+    let who = match (&device.vlans[..], &device.tags_for) {
+        ([], None) => return None,
+        ([], Some(bridge)) => format!("{bridge}, a bridge that filters by VLAN, needs"),
+        (vlans, _) => format!("{} need", vlans.join(", ")),
+    };
+    (device.strips_tags == Some(true)).then(|| {
+        format!(
+            "{name} takes VLAN tags off ({who} them), and CPUMAP would lose them: ethtool -K {name} rxvlan off"
+        )
+    })
+}
+
+/// What to do if most packets stay where they are for their checksums, given packets of such a while.
+pub(super) fn mostly_unfilled(name: &str, unfilled: u64, all: u64) -> Option<String> {
+    (unfilled > 1000 && unfilled > all / 2).then(|| {
+        format!(
+            "{name}: {unfilled} of {all} packets stay on the CPU they arrive on: their senders may leave checksums to the device \
+             (senders behind the other end of a veth: ethtool -K PEER tx off)"
+        )
+    })
 }
 
 /// What may surprise.
@@ -58,6 +76,7 @@ mod tests {
             kernel_rps: 0,
             vlans: Vec::new(),
             strips_tags: Some(true),
+            tags_for: None,
         }
     }
 
@@ -88,6 +107,21 @@ mod tests {
         refused(&tagged, "ethtool -K eth0 rxvlan off");
         assert_eq!(refusal("eth0", &tagged, true), None, "nothing moves");
         assert_eq!(refusal("eth0", &Receiver { strips_tags: Some(false), ..tagged }, false), None);
+    }
+
+    #[test]
+    fn a_bridge_that_filters_needs_tags() {
+        let port = Receiver { tags_for: Some("br0".into()), ..device() };
+        refused(&port, "br0, a bridge");
+        assert_eq!(lost_tags("eth0", &Receiver { strips_tags: Some(false), ..port }), None);
+    }
+
+    #[test]
+    fn few_packets_that_stay_are_no_news() {
+        assert_eq!(mostly_unfilled("eth0", 900, 1000), None);
+        assert_eq!(mostly_unfilled("eth0", 2000, 4000), None);
+        let said = mostly_unfilled("eth0", 2001, 4000).expect("a warning");
+        assert!(said.contains("2001 of 4000"), "{said}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Window {
     pub(super) seconds: f64,
-    /// Received, of flows: packets.
+    /// Received, of flows that may be spread: packets.
     pub(super) packets: u64,
     pub(super) cpus: Vec<Share>,
     /// Packets of the busiest CPU as a multiple of the mean: by a hash alone.
@@ -91,15 +91,23 @@ impl Window {
         let dropped: u64 = self.cpus.iter().map(|share| share.dropped).sum();
         let _ = write!(line, "  moves {}", self.moves);
         if dropped > 0 {
-            let _ = write!(line, "  LOST {dropped}");
+            let _ = write!(line, "  DROPPED {dropped}");
         }
         line
     }
 
-    /// A table with a row a CPU, and why packets were not spread.
-    pub(super) fn table(&self) -> String {
-        let mut text =
-            format!("{:>5} {:>14} {:>7} {:>12} {:>12}\n", "cpu", "packets", "share", "lost", "sleeps");
+    /// A table with a row a CPU, and why packets were not spread. `observe`: what would have been.
+    pub(super) fn table(&self, observe: bool) -> String {
+        let mut text = String::from(if observe {
+            "watched only: what the table would have given each CPU\n"
+        } else {
+            ""
+        });
+        let _ = writeln!(
+            text,
+            "{:>5} {:>14} {:>7} {:>12} {:>12}",
+            "cpu", "packets", "share", "dropped", "sleeps"
+        );
         let all: u64 = self.cpus.iter().map(|share| share.packets).sum();
         for share in &self.cpus {
             let part = 100.0 * share.packets as f64 / all.max(1) as f64;
@@ -167,7 +175,10 @@ mod tests {
         assert_eq!(window.cpus, [first, second]);
         assert_eq!((window.busiest, window.busiest_by_hash), (1.4, 1.8));
         assert_eq!(window.verdicts, BTreeMap::from([("spread", 100), ("not-ip", 7)]));
-        assert_eq!(window.line(), "     0.2 kpps  cpu0 0  cpu2 0  busiest 1.40 (hash 1.80)  moves 1  LOST 5");
+        assert_eq!(
+            window.line(),
+            "     0.2 kpps  cpu0 0  cpu2 0  busiest 1.40 (hash 1.80)  moves 1  DROPPED 5"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod meter;
 use crate::{
     doctor,
     ends::{Ends, Event},
-    out,
+    out::{Lines, Offer},
 };
 use anyhow::{Context, Result, bail};
 use cpus::Cpus;
@@ -20,7 +20,7 @@ use meter::{Snapshot, Window};
 use nix::net::if_::if_nametoindex;
 use serde_json::json;
 use std::{
-    io::{IsTerminal, Write},
+    io::IsTerminal,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
@@ -29,17 +29,16 @@ use std::{
 
 /// Spread the Linux stack's work on a device's packets over CPUs by load.
 ///
-/// A flow keeps its order when it moves, but for what docs/steering.md lists as known to be wrong: flows with fragmented datagrams above all.
-///
-/// Flows hash to 1,024 buckets. Every millisecond the fewest buckets move that make the CPUs even; a bucket changes its CPU only when the
-/// old one is done with the last of its packets. Runs until Ctrl-C or --seconds; then every bucket goes home and the device is
-/// as it was. The kernel's own RPS settings are not touched. docs/steering.md says how it works and what it costs.
+/// Flows hash to 1,024 buckets for each receive queue. Every millisecond the fewest buckets move that make the CPUs even; a bucket changes
+/// its CPU only when the old one is done with the last of its packets, so a flow keeps its order. Runs until Ctrl-C or
+/// --seconds; then every bucket goes home (is received where its queue's interrupt is) and the device is as it was. The kernel's own
+/// RPS settings are not touched. docs/steering.md says how it works, what it costs, and where order is not promised.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The device.
     #[arg(value_name = "DEV")]
     device: String,
-    /// CPUs to use, for example 0-3,8; all that are online unless told.
+    /// CPUs to use, for example 0-3,8; unless told, all that are online and not set apart (isolcpus=, nohz_full=).
     #[arg(long, value_name = "LIST")]
     cpus: Option<Cpus>,
     /// Move nothing: show how uneven a hash is on this traffic, and what the table would make of it.
@@ -48,13 +47,13 @@ pub(crate) struct Args {
     /// Both directions of a flow to one CPU.
     #[arg(long)]
     symmetric: bool,
-    /// Packets that may wait for a CPU.
+    /// Packets that may wait for each CPU; those beyond are dropped, and counted.
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=i64::from(rps::MOST_FRAMES)))]
     frames: u32,
-    /// End after so long.
+    /// End after so many seconds.
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
-    /// One JSON object every half second, and one of the whole run at the end.
+    /// One JSON object a line every half second (later if nobody reads it), and one of the whole run at the end.
     #[arg(long)]
     json: bool,
     /// For tests: instead of balancing, move some bucket every so many microseconds.
@@ -72,7 +71,7 @@ pub(crate) struct Unusable(u32);
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let online = Cpus::online()?;
-    let cpus = args.cpus.as_ref().unwrap_or(&online);
+    let cpus = args.cpus.clone().unwrap_or_else(|| online.for_everybody());
     if let Some(cpu) = cpus.missing_in(&online) {
         bail!(Unusable(cpu));
     }
@@ -81,7 +80,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         bail!("rps: {why}");
     }
     if let Some(warning) = judge::warning(&args.device, &device) {
-        eprintln!("hoist: {warning}");
+        tell_line!("hoist: {warning}");
     }
     let ends = Ends::block()?;
     let settings = rps::Settings {
@@ -95,7 +94,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     };
     let ifindex =
         if_nametoindex(args.device.as_str()).with_context(|| format!("rps: no device '{}'", args.device))?;
-    let rps = Rps::attach(ifindex, settings).with_context(|| format!("rps: {}", args.device))?;
+    let rps = Rps::load(settings).with_context(|| format!("rps: {}", args.device))?;
     Session { args, ifindex, cpus: &cpus.0, rps }.run(&ends)
 }
 
@@ -113,22 +112,26 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn run(self, ends: &Ends) -> Result<ExitCode> {
-        let over = AtomicBool::new(false);
+    /// Whatever happens in between, buckets go home and what was counted is told.
+    fn run(mut self, ends: &Ends) -> Result<ExitCode> {
+        let mut lines = Lines::new()?;
         (0..BUCKETS as u16).for_each(|bucket| self.aim(bucket, bucket % self.cpus.len() as u16));
+        self.rps.attach(self.ifindex).with_context(|| format!("rps: {}", self.args.device))?;
         let begin = Instant::now();
         let first = self.snapshot()?;
-        self.announce()?;
-        thread::scope(|scope| {
+        self.announce();
+        let over = AtomicBool::new(false);
+        let watched = thread::scope(|scope| {
             scope.spawn(|| self.steer(&over));
-            let result = self.watch(ends, &first, begin);
+            let result = self.watch(ends, &mut lines, &first, begin);
             over.store(true, Relaxed);
             result
-        })?;
-        let all = self.window(&first, &self.snapshot()?, begin.elapsed());
+        });
+        let all = self.snapshot().map(|last| self.window(&first, &last, begin.elapsed()));
         let Self { args, rps, .. } = self;
-        let cut_off = rps.leave(PATIENCE).context("rps: leaving")?;
-        finish(args, &all, cut_off)
+        let cut_off = rps.leave(PATIENCE).context("rps: leaving");
+        let told = finish(args, &all?, cut_off?).and_then(|report| lines.last(report, ends, PATIENCE));
+        watched.and(told).map(|()| ExitCode::SUCCESS)
     }
 
     /// Who only watches aims too: nothing follows.
@@ -142,11 +145,10 @@ impl Session<'_> {
         self.cpus.iter().position(|cpu| Some(*cpu) == aim).unwrap_or_default() as u16
     }
 
-    fn announce(&self) -> Result<()> {
+    fn announce(&self) {
         let what = if self.args.observe { "watching" } else { "spreading" };
         let cpus: Vec<String> = self.cpus.iter().map(u32::to_string).collect();
-        eprintln!("{what} {} over CPUs {} until it ends", self.args.device, cpus.join(","));
-        Ok(std::io::stderr().flush()?)
+        tell_line!("{what} {} over CPUs {} until it ends", self.args.device, cpus.join(","));
     }
 
     /// Decides, until it is over.
@@ -168,37 +170,56 @@ impl Session<'_> {
         RingCounters { given: counters.given.wrapping_sub(counters.dropped), read: counters.taken }
     }
 
-    fn watch(&self, ends: &Ends, first: &Snapshot, begin: Instant) -> Result<()> {
+    fn watch(&self, ends: &Ends, lines: &mut Lines, first: &Snapshot, begin: Instant) -> Result<()> {
         let live = !self.args.json && std::io::stderr().is_terminal();
-        let (mut before, mut at) = (first.clone(), begin);
+        let (mut before, mut at, mut warned) = (first.clone(), begin, false);
         while ends.wait(&[])? == Event::Time {
             let (now, time) = (self.snapshot()?, Instant::now());
             let window = self.window(&before, &now, time - at);
-            if self.args.json {
-                if !out::print(&format!("{}\n", serde_json::to_string(&window)?))? {
-                    break;
+            warned = warned || self.warn(&window);
+            let offer = match (self.args.json, live) {
+                (true, _) => lines.offer(format!("{}\n", serde_json::to_string(&window)?))?,
+                (false, live) => {
+                    if live {
+                        tell!("\r\x1b[K{}", window.line());
+                    }
+                    Offer::Taken
                 }
-            } else if live {
-                eprint!("\r\x1b[K{}", window.line());
+            };
+            match offer {
+                Offer::Taken => (before, at) = (now, time),
+                Offer::Busy => {}
+                Offer::Gone => break,
             }
-            (before, at) = (now, time);
-            self.is_there()?;
+            self.is_as_it_was()?;
             if self.args.seconds.is_some_and(|seconds| begin.elapsed() >= Duration::from_secs(seconds.into()))
             {
                 break;
             }
         }
         if live {
-            eprint!("\r\x1b[K");
+            tell!("\r\x1b[K");
         }
         Ok(())
     }
 
-    fn is_there(&self) -> Result<()> {
-        if if_nametoindex(self.args.device.as_str()) == Ok(self.ifindex) {
-            return Ok(());
+    fn warn(&self, window: &Window) -> bool {
+        let all: u64 = window.verdicts.values().sum();
+        let unfilled = window.verdicts.get("unfilled-checksum").copied().unwrap_or(0);
+        let warning = judge::mostly_unfilled(&self.args.device, unfilled, all);
+        warning.inspect(|why| tell_line!("hoist: {why}")).is_some()
+    }
+
+    /// The device is there, and nobody came to need its tags.
+    fn is_as_it_was(&self) -> Result<()> {
+        let name = &self.args.device;
+        if if_nametoindex(name.as_str()) != Ok(self.ifindex) {
+            bail!("rps: {name} is gone, or has another name: nothing is spread any more");
         }
-        bail!("rps: {} is gone, or has another name: nothing is spread any more", self.args.device)
+        match judge::lost_tags(name, &doctor::receiver(name)?).filter(|_| !self.args.observe) {
+            Some(why) => bail!("rps: {why}; nothing is spread any more"),
+            None => Ok(()),
+        }
     }
 
     fn snapshot(&self) -> Result<Snapshot> {
@@ -225,21 +246,15 @@ const _: () = assert!(BUCKETS == rps::BUCKETS);
 /// How long buckets have to go home.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn finish(args: &Args, all: &Window, cut_off: usize) -> Result<ExitCode> {
-    let report = match args.json {
-        true => format!(
-            "{}\n",
-            json!({ "device": args.device, "observe": args.observe, "all": all, "cut_off": cut_off })
-        ),
-        false => all.table(),
-    };
-    out::print(&report)?;
+/// What is said at the end.
+fn finish(args: &Args, all: &Window, cut_off: usize) -> Result<String> {
     if cut_off > 0 {
-        eprintln!(
+        tell_line!(
             "hoist: {cut_off} buckets could not wait for their last packets: a few may be overtaken at the end"
         );
     }
-    Ok(ExitCode::SUCCESS)
+    let whole = json!({ "device": args.device, "observe": args.observe, "all": all, "cut_off": cut_off });
+    Ok(if args.json { format!("{whole}\n") } else { all.table(args.observe) })
 }
 
 /// When to look, and what to move.

@@ -190,7 +190,7 @@ fn exec(args: &Exec) -> Result<()> {
 fn down_all() -> Result<()> {
     for listed in hoist_wire::list()? {
         match listed.state {
-            State::Owned => eprintln!("hoist: {} belongs to a process that still runs: left", listed.name),
+            State::Owned => tell_line!("hoist: {} belongs to a process that still runs: left", listed.name),
             State::Kept | State::Stale => hoist_wire::remove(&listed.name)?,
         }
     }

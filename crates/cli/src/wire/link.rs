@@ -93,7 +93,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         args.directions().iter().map(|direction| start(*direction)).collect::<Result<_, _>>()?;
     let live = !args.json && std::io::stderr().is_terminal();
     if !args.json {
-        eprintln!("the link of {} is impaired until Ctrl-C", args.testbed);
+        tell_line!("the link of {} is impaired until Ctrl-C", args.testbed);
     }
     while ends.wait(&[])? == Event::Time {
         if live {
@@ -101,7 +101,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         }
     }
     if live {
-        eprint!("\r\x1b[K");
+        tell!("\r\x1b[K");
     }
     for (direction, link) in args.directions().iter().zip(links) {
         report(args, *direction, &link.stop()?)?;
@@ -129,7 +129,7 @@ fn seed_of(direction: Direction, seed: u64) -> u64 {
 
 fn print_live(links: &[Link]) -> Result<()> {
     let counts = links.iter().map(|link| Ok(line(&link.counts()?))).collect::<Result<Vec<_>>>()?;
-    eprint!("\r\x1b[K{}", counts.join("  |  "));
+    tell!("\r\x1b[K{}", counts.join("  |  "));
     std::io::stderr().flush()?;
     Ok(())
 }

@@ -126,7 +126,7 @@ fn from_device(args: &Args, dev: &str) -> Result<ExitCode> {
 }
 
 fn usage(why: &str) -> ExitCode {
-    eprintln!("hoist: {why}");
+    tell_line!("hoist: {why}");
     ExitCode::from(crate::USAGE)
 }
 
@@ -141,7 +141,7 @@ fn watch(args: &Args, ends: &Ends, running: Running, link: Option<Link>) -> Resu
         }
     };
     if live {
-        eprint!("\r\x1b[K");
+        tell!("\r\x1b[K");
     }
     let sent = running.stop()?;
     report(args, sent, link.map(Link::stop).transpose()?);
@@ -191,7 +191,7 @@ fn print_live(pace: &mut Pace, sent: Sent, link: Option<&Link>) -> Result<()> {
         Some(link) => format!("  {}", link::line(&link.counts()?)),
         None => String::new(),
     };
-    eprint!("\r\x1b[K{:>6.1} s  {mpps:.3} Mpps  {} frames{link}", sent.seconds, sent.packets);
+    tell!("\r\x1b[K{:>6.1} s  {mpps:.3} Mpps  {} frames{link}", sent.seconds, sent.packets);
     std::io::stderr().flush()?;
     Ok(())
 }

@@ -63,11 +63,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let live = !args.json && std::io::stderr().is_terminal();
     let event = watch(&running, &ends, live)?;
     if live {
-        eprint!("\r\x1b[K");
+        tell!("\r\x1b[K");
     }
     report(args, &end(running, event)?);
     if event == Event::Time {
-        eprintln!("hoist: gave up: the receiver has acknowledged nothing for {PATIENCE_SECONDS} s");
+        tell_line!("hoist: gave up: the receiver has acknowledged nothing for {PATIENCE_SECONDS} s");
         return Ok(ExitCode::FAILURE);
     }
     Ok(exit_code(event))
@@ -132,7 +132,7 @@ fn spec(args: &Args, testbed: &Testbed) -> Result<TcpSpec> {
 fn print_live(before: &TcpSent, sent: &TcpSent) -> Result<()> {
     let gbit =
         (sent.acked_bytes - before.acked_bytes) as f64 * 8e-9 / (sent.seconds - before.seconds).max(1e-3);
-    eprint!("\r\x1b[K{:>6.1} s  {gbit:.2} Gbit/s  {}", sent.seconds, waits(sent));
+    tell!("\r\x1b[K{:>6.1} s  {gbit:.2} Gbit/s  {}", sent.seconds, waits(sent));
     std::io::stderr().flush()?;
     Ok(())
 }
