@@ -48,9 +48,17 @@ struct steer_counter {
 /* lift_rule.flags */
 #define LIFT_TIMESTAMP 1
 #define LIFT_ADMIT_FLOW 2
+#define LIFT_SPREAD 4
+
+/* Processes with rings, each at a seat; hoist_ipc::hub::SEATS. */
+#define SEATS 32
+/* Parts that flows of a rule hash to. */
+#define LIFT_PARTS 256
 
 struct lift_rule {
 	__u32 flags;
+	__u32 seat; /* of the only process, or by LIFT_SPREAD: */
+	__u8 seats[LIFT_PARTS];
 };
 
 /* Addresses of IPv4 are ::ffff:a.b.c.d. */
@@ -108,6 +116,7 @@ struct tcp_slot {
 	__u64 bad_checksum;
 	__u64 rode; /* headers that rode, merged */
 	__u64 rode_real; /* segments that rode with their payload */
+	__u64 seat; /* whose rings it is lifted to */
 };
 
 /* Sums over connections that are closed, of what stood in their slots. */

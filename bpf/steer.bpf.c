@@ -22,6 +22,8 @@ MAP(lift_ports, BPF_MAP_TYPE_ARRAY, __u32, __u32, 65536, 0);
 MAP(lift, BPF_MAP_TYPE_HASH, struct lift_key, struct lift_rule, 262144, BPF_F_NO_PREALLOC);
 MAP(admitted, BPF_MAP_TYPE_LRU_HASH, struct flow_key, __u8, 65536, 0);
 
+/* Receive queues; ring of a process at a seat: seat * queues + queue. */
+const volatile __u32 queues = 1;
 /* Set in generic mode, where a frame that rides up the stack meets this program once more. */
 const volatile __u32 generic_xdp = 0;
 
@@ -57,7 +59,8 @@ static __always_inline int frame_verdict(struct ethhdr *eth, __u64 len)
 	return len > d->max_frame ? STEER_TOO_LONG : STEER_LIFT;
 }
 
-static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow_key *flow, int *tcp)
+static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow_key *flow, int *tcp,
+					__u32 *seat)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 source, total;
@@ -66,7 +69,7 @@ static __always_inline int ipv4_verdict(struct iphdr *ip, void *end, struct flow
 		return STEER_TRUNCATED;
 	*tcp = lift_tcp && ip->protocol == IPPROTO_TCP;
 	if (*tcp)
-		return ipv4_tcp_verdict(ip, end, flow);
+		return ipv4_tcp_verdict(ip, end, flow, seat);
 	if (ip->protocol != IPPROTO_UDP)
 		return STEER_NOT_UDP;
 	if (*(__u8 *)ip != 0x45)
@@ -93,7 +96,8 @@ static __always_inline int is_extension(__u8 next)
 	return next == 0 || next == 43 || next == 44 || next == 50 || next == 51 || next == 60 || next == 135;
 }
 
-static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow, int *tcp)
+static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow, int *tcp,
+					__u32 *seat)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 len;
@@ -102,7 +106,7 @@ static __always_inline int ipv6_verdict(struct ipv6hdr *ip, void *end, struct fl
 		return STEER_TRUNCATED;
 	*tcp = lift_tcp && ip->nexthdr == IPPROTO_TCP;
 	if (*tcp)
-		return ipv6_tcp_verdict(ip, end, flow);
+		return ipv6_tcp_verdict(ip, end, flow, seat);
 	if (ip->nexthdr != IPPROTO_UDP)
 		return is_extension(ip->nexthdr) ? STEER_IPV6_EXTENSION : STEER_NOT_UDP;
 	if ((void *)(udp + 1) > end || (*(__u8 *)ip & 0xf0) != 0x60)
@@ -132,8 +136,21 @@ static __always_inline void stamp(struct xdp_md *ctx)
 		*meta = (struct hoist_meta){ HOIST_META_MAGIC, bpf_ktime_get_ns() };
 }
 
-/* Whether the datagram is for a socket of the run; `flags` of its rule. */
-static __always_inline int rule_verdict(struct flow_key *flow, __u32 *flags)
+/* One of LIFT_PARTS, the same for all packets of a flow. */
+static __always_inline __u32 part_of(const struct flow_key *flow)
+{
+	const __u32 *words = (const void *)flow;
+	__u32 hash = 0;
+
+	for (int i = 0; i < sizeof(*flow) / sizeof(*words); i++) {
+		hash = (hash ^ words[i]) * 0x9e3779b1;
+		hash ^= hash >> 15;
+	}
+	return hash % LIFT_PARTS;
+}
+
+/* Whether the datagram is for a socket of the run; `flags` of its rule, `seat` of its process. */
+static __always_inline int rule_verdict(struct flow_key *flow, __u32 *flags, __u32 *seat)
 {
 	struct lift_key key = {};
 	struct lift_rule *rule;
@@ -144,6 +161,7 @@ static __always_inline int rule_verdict(struct flow_key *flow, __u32 *flags)
 	if (!rule)
 		return STEER_ADDRESS;
 	*flags = rule->flags;
+	*seat = *flags & LIFT_SPREAD ? rule->seats[part_of(flow)] : rule->seat;
 	if ((*flags & LIFT_ADMIT_FLOW) && !bpf_map_lookup_elem(&admitted, flow))
 		return STEER_UNADMITTED;
 	return STEER_LIFT;
@@ -153,7 +171,7 @@ SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 queue = ctx->rx_queue_index, flags = 0;
+	__u32 queue = ctx->rx_queue_index, flags = 0, seat = 0, ring;
 	struct flow_key flow = {};
 	struct ethhdr *eth = data;
 	__u64 len = end - data;
@@ -168,9 +186,9 @@ int steer(struct xdp_md *ctx)
 		return count(STEER_RODE, 0);
 	}
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		verdict = ipv4_verdict(ip, end, &flow, &tcp);
+		verdict = ipv4_verdict(ip, end, &flow, &tcp, &seat);
 	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		verdict = ipv6_verdict(ip, end, &flow, &tcp);
+		verdict = ipv6_verdict(ip, end, &flow, &tcp, &seat);
 	else if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD))
 		verdict = STEER_VLAN;
 	else
@@ -178,15 +196,16 @@ int steer(struct xdp_md *ctx)
 	if (verdict == STEER_LIFT)
 		verdict = frame_verdict(eth, len);
 	if (verdict == STEER_LIFT && !tcp)
-		verdict = rule_verdict(&flow, &flags);
-	if (verdict == STEER_LIFT && !bpf_map_lookup_elem(&xsks, &queue))
+		verdict = rule_verdict(&flow, &flags, &seat);
+	ring = seat * queues + queue;
+	if (verdict == STEER_LIFT && (queue >= queues || seat >= SEATS || !bpf_map_lookup_elem(&xsks, &ring)))
 		verdict = STEER_NO_RING;
 	if (verdict != STEER_LIFT)
 		return count(verdict, 0);
 	if (flags & LIFT_TIMESTAMP)
 		stamp(ctx);
 	count(STEER_LIFT, len);
-	return bpf_redirect_map(&xsks, queue, XDP_PASS);
+	return bpf_redirect_map(&xsks, ring, XDP_PASS);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

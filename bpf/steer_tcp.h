@@ -47,17 +47,19 @@ static __always_inline int tcp_segment_verdict(struct tcphdr *tcp, __u32 len)
 	return STEER_LIFT;
 }
 
-static __always_inline int tcp_flow_verdict(struct flow_key *key)
+static __always_inline int tcp_flow_verdict(struct flow_key *key, __u32 *seat)
 {
 	struct tcp_flow *flow = bpf_map_lookup_elem(&tcp_flows, key);
 	struct tcp_slot *slot = flow ? bpf_map_lookup_elem(&tcp_slots, &flow->slot) : 0;
 
-	if (slot && *(volatile __u64 *)&slot->word == (flow->cookie << 2 | TCP_LIFT))
-		return STEER_LIFT;
-	return STEER_TCP_FLOW;
+	if (!slot || *(volatile __u64 *)&slot->word != (flow->cookie << 2 | TCP_LIFT))
+		return STEER_TCP_FLOW;
+	*seat = *(volatile __u64 *)&slot->seat;
+	return STEER_LIFT;
 }
 
-static __always_inline int ipv4_tcp_verdict(struct iphdr *ip, void *end, struct flow_key *flow)
+static __always_inline int ipv4_tcp_verdict(struct iphdr *ip, void *end, struct flow_key *flow,
+					    __u32 *seat)
 {
 	struct tcphdr *tcp = (void *)(ip + 1);
 	__u32 total = bpf_ntohs(ip->tot_len);
@@ -76,10 +78,11 @@ static __always_inline int ipv4_tcp_verdict(struct iphdr *ip, void *end, struct 
 	if (verdict != STEER_LIFT)
 		return verdict;
 	ipv4_flow(flow, ip, tcp);
-	return tcp_flow_verdict(flow);
+	return tcp_flow_verdict(flow, seat);
 }
 
-static __always_inline int ipv6_tcp_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow)
+static __always_inline int ipv6_tcp_verdict(struct ipv6hdr *ip, void *end, struct flow_key *flow,
+					    __u32 *seat)
 {
 	struct tcphdr *tcp = (void *)(ip + 1);
 	__u32 len = bpf_ntohs(ip->payload_len);
@@ -98,7 +101,7 @@ static __always_inline int ipv6_tcp_verdict(struct ipv6hdr *ip, void *end, struc
 	if (verdict != STEER_LIFT)
 		return verdict;
 	ipv6_flow(flow, ip, tcp);
-	return tcp_flow_verdict(flow);
+	return tcp_flow_verdict(flow, seat);
 }
 
 #endif

@@ -30,6 +30,9 @@ pub struct Report {
 /// One process.
 #[derive(Deserialize, Debug, Default, Clone)]
 pub struct Process {
+    /// It has rings.
+    #[serde(default)]
+    pub holds_rings: bool,
     /// Sockets not registered because they are young.
     pub young_sockets: u32,
     /// Datagrams read from sockets that are not listed.
@@ -39,6 +42,9 @@ pub struct Process {
 /// Counters of a socket, or of all closed ones on one address.
 #[derive(Deserialize, Debug, Clone)]
 pub struct Socket {
+    /// Process; 0: sums of several.
+    #[serde(default)]
+    pub pid: i32,
     /// Local address, `address:port`.
     pub local: String,
     /// Lifted, or why not: the word of the reason.
@@ -98,6 +104,11 @@ impl Report {
         self.sockets.iter().any(|s| port(s) == Some(local) && s.reason == "lifted")
     }
 
+    /// Open sockets on this port that are lifted.
+    pub fn lifted_on(&self, local: u16) -> Vec<&Socket> {
+        self.sockets.iter().filter(|s| port(s) == Some(local) && s.reason == "lifted").collect()
+    }
+
     /// Datagrams that programs took from rings and from the kernel, fences left out.
     pub fn packets(&self) -> (u64, u64) {
         let counted = || self.counted();
@@ -155,7 +166,7 @@ mod tests {
 
     fn report(port: u16, reason: &str, lifted_packets: u64, passed_packets: u64) -> Report {
         let local = format!("10.0.0.2:{port}");
-        let socket = Socket { local, reason: reason.into(), lifted_packets, passed_packets };
+        let socket = Socket { pid: 0, local, reason: reason.into(), lifted_packets, passed_packets };
         Report { sockets: vec![socket], ..Report::default() }
     }
 
@@ -177,7 +188,7 @@ mod tests {
     fn passing_needs_its_reason() {
         assert!(report(1, "exec", 0, 3).judge(Expect::Passed("exec")).is_ok());
         assert!(report(1, "no-device", 0, 3).judge(Expect::Passed("exec")).is_err());
-        let process = Process { young_sockets: 0, unregistered_packets: 1 };
+        let process = Process { holds_rings: false, young_sockets: 0, unregistered_packets: 1 };
         let young = Report { processes: vec![process], ..Report::default() };
         assert!(young.judge(Expect::Passed("young")).is_ok());
     }

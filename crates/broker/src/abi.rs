@@ -11,6 +11,20 @@ pub(crate) const LIFT_TIMESTAMP: u32 = 1;
 /// `lift_rule.flags`: only flows in `admitted`.
 pub(crate) const LIFT_ADMIT_FLOW: u32 = 2;
 
+/// `lift_rule.flags`: the part that a flow hashes to names the seat.
+pub(crate) const LIFT_SPREAD: u32 = 4;
+/// Parts that the flows of a rule hash to.
+pub(crate) const LIFT_PARTS: usize = 256;
+
+/// `struct lift_rule`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LiftRule {
+    pub(crate) flags: u32,
+    pub(crate) seat: u32,
+    pub(crate) seats: [u8; LIFT_PARTS],
+}
+
 /// `struct steer_counter`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -67,6 +81,7 @@ const _: () = {
     assert!(size_of::<LiftKey>() == 20 && offset_of!(LiftKey, port) == 16 && offset_of!(LiftKey, zero) == 18);
     assert!(size_of::<FlowKey>() == 36 && offset_of!(FlowKey, source_port) == 32);
     assert!(size_of::<TcpClosed>() == 56 && offset_of!(TcpClosed, rode_real) == 48);
+    assert!(size_of::<LiftRule>() == 264 && offset_of!(LiftRule, seats) == 8);
     assert!(size_of::<SteerDevice>() == 12 && offset_of!(SteerDevice, max_frame) == 8);
 };
 
@@ -74,6 +89,8 @@ const _: () = {
 unsafe impl aya::Pod for Counter {}
 // SAFETY: plain integers without padding.
 unsafe impl aya::Pod for LiftKey {}
+// SAFETY: plain integers without padding.
+unsafe impl aya::Pod for LiftRule {}
 // SAFETY: plain integers without padding.
 unsafe impl aya::Pod for FlowKey {}
 // SAFETY: plain integers without padding.
@@ -164,6 +181,17 @@ verdicts! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hoist_ipc::hub::SEATS;
+
+    #[test]
+    fn numbers_are_those_of_the_header() {
+        let header = include_str!("../../../bpf/hoist.h");
+        for (name, value) in
+            [("SEATS", SEATS), ("LIFT_PARTS", LIFT_PARTS), ("LIFT_SPREAD", LIFT_SPREAD as usize)]
+        {
+            assert!(header.contains(&format!("#define {name} {value}\n")), "{name}");
+        }
+    }
 
     #[test]
     fn verdicts_are_numbered_as_in_the_header() {

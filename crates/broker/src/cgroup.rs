@@ -65,8 +65,13 @@ impl Cgroup {
 
     /// Whether process `pid` is in it.
     pub(crate) fn holds(&self, pid: u32) -> bool {
+        self.pids().contains(&pid)
+    }
+
+    /// The processes in it.
+    pub(crate) fn pids(&self) -> Vec<u32> {
         let pids = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        pids.lines().any(|line| line == pid.to_string())
+        pids.lines().filter_map(|line| line.parse().ok()).collect()
     }
 }
 

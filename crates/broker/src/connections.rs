@@ -107,14 +107,17 @@ impl Connections {
         ClosedConnections { connections: sums.connections, traffic }
     }
 
-    /// Lifts nothing any more. Counts of ports are the holder's of the rings alone, and so are all gone with it.
-    pub(crate) fn pass_all(&self) {
-        for slot in self.slots.iter() {
+    /// Lifts nothing to `seat` any more. Counts of ports are of all processes with rings: gone with the `last` of them, and until then one that
+    /// ended leaves its own, which cost a look at each segment.
+    pub(crate) fn pass_all(&self, seat: u8, last: bool) {
+        for slot in self.slots.iter().filter(|slot| last || slot.seat.load(Relaxed) == u64::from(seat)) {
             if let Some((cookie, Steering::Lift)) = slot.occupant() {
                 slot.steer(cookie, Steering::Pass);
             }
         }
-        (0..=u16::MAX).for_each(|port| self.ports.of(port).store(0, Relaxed));
+        if last {
+            (0..=u16::MAX).for_each(|port| self.ports.of(port).store(0, Relaxed));
+        }
     }
 }
 

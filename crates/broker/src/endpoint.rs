@@ -38,6 +38,8 @@ pub(crate) struct Endpoint {
     pub(crate) dual: bool,
     /// Device it is bound to, or the scope of its link-local address; 0: any.
     pub(crate) ifindex: u32,
+    /// SO_REUSEPORT.
+    pub(crate) reuseport: bool,
 }
 
 impl Endpoint {
@@ -72,7 +74,16 @@ impl Endpoint {
             ifindex: if device == 0 { scope } else { device },
             peer: peer.as_ref().and_then(socket_address).map(|(peer, _)| peer),
             local,
+            reuseport: option(libc::SO_REUSEPORT)? != 0,
         })
+    }
+
+    /// Whether Linux spreads flows over the two (`reuseport_add_sock`: same address, port, family, device and user; users are the
+    /// pool's matter).
+    pub(crate) fn is_mate_of(&self, other: &Self) -> bool {
+        let name = |e: &Self| (e.local, e.dual, e.ifindex);
+        let open = |e: &Self| e.reuseport && e.peer.is_none();
+        name(self) == name(other) && open(self) && open(other)
     }
 
     /// What rules need to know.

@@ -28,6 +28,7 @@ pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: OwnedFd,
     pub(crate) pid: u32,
+    pub(crate) uid: u32,
     pub(crate) name: String,
     pub(crate) page: Mapped,
     pub(crate) sockets: BTreeMap<u64, Registered>,
@@ -44,10 +45,14 @@ pub(crate) struct Registered {
     /// Lifted, or why not, as the broker decided.
     pub(crate) verdict: Reason,
     pub(crate) timestamps: bool,
+    /// Seat of the process when it was lifted.
+    pub(crate) seat: u8,
     /// Its rules.
     pub(crate) keys: BTreeSet<(u32, Key)>,
     /// Looks in vain for it among the sockets of the kernel.
     pub(crate) missed: u32,
+    /// Looks in a row that found a socket which is no part of the run and could receive the same.
+    pub(crate) shared: u32,
 }
 
 #[derive(Default)]
@@ -69,9 +74,15 @@ impl Slots {
 }
 
 impl Channel {
-    pub(crate) fn new(socket: OwnedFd, pidfd: OwnedFd, pid: u32, name: String, page: Mapped) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        pidfd: OwnedFd,
+        (pid, uid): (u32, u32),
+        name: String,
+        page: Mapped,
+    ) -> Self {
         let (sockets, groups, slots) = (BTreeMap::new(), BTreeMap::new(), Slots::default());
-        Self { socket, pidfd, pid, name, page, sockets, knows_connections: false, groups, slots }
+        Self { socket, pidfd, pid, uid, name, page, sockets, knows_connections: false, groups, slots }
     }
 
     /// The slot of a socket, taken anew if it has none.
@@ -108,9 +119,18 @@ impl Channel {
         !join || known < GROUPS
     }
 
-    /// The process may still use its rings.
+    /// The process listens and may still use its rings.
     pub(crate) fn alive(&self) -> bool {
-        !hung_up(self.socket.as_fd()) && !sys::shows(self.pidfd.as_fd(), libc::POLLIN)
+        !hung_up(self.socket.as_fd()) && !self.dead()
+    }
+
+    /// Its rings are nobody's any more: the process is dead, or was about to end or to become another program when the channel closed.
+    pub(crate) fn has_left(&self) -> bool {
+        self.dead() || (hung_up(self.socket.as_fd()) && self.page.accounted.load(Relaxed) != 0)
+    }
+
+    fn dead(&self) -> bool {
+        sys::shows(self.pidfd.as_fd(), libc::POLLIN)
     }
 
     /// What a socket wants, its groups included.

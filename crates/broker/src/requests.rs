@@ -6,7 +6,7 @@ use crate::{
     device::Device,
     endpoint::{Endpoint, Protocol},
     error::Context,
-    lease::{CHUNK, Lease},
+    lease::{CHUNK, Pool},
     raised::Raised,
     registry::{Channel, Registered},
     rules::{Key, Membership, expand},
@@ -81,10 +81,10 @@ impl Broker {
     }
 
     fn welcome(&mut self, socket: OwnedFd) -> Result<(), Error> {
-        let (pid, _) = sys::peer(socket.as_fd()).context("ask for the peer (SO_PEERCRED)")?;
+        let (pid, uid) = sys::peer(socket.as_fd()).context("ask for the peer (SO_PEERCRED)")?;
         let pidfd = sys::pidfd(pid).context(format!("watch process {pid} (pidfd_open)"))?;
         let memfd = sys::sealed_memfd(c"hoist-stats", StatsPage::LEN).context("make the stats page")?;
-        let page = Mapped::new(memfd.as_fd()).context("map the stats page")?;
+        let page = Mapped::<StatsPage>::new(memfd.as_fd()).context("map the stats page")?;
         page.stamp();
         let welcome = Reply::Welcome {
             version: VERSION,
@@ -95,7 +95,7 @@ impl Broker {
             tcp: self.config.tcp.policy,
         };
         reply(socket.as_fd(), &welcome, &[memfd.as_fd()]).context("answer a Hello")?;
-        self.add_channel(|_| Channel::new(socket, pidfd, pid, name_of(pid), page)).map(drop)
+        self.add_channel(|_| Channel::new(socket, pidfd, (pid, uid), name_of(pid), page)).map(drop)
     }
 
     /// Messages of one process.
@@ -215,7 +215,8 @@ impl Broker {
             None => Reason::Lifted,
             Some(reason) => reason,
         };
-        let places = if verdict == Reason::Lifted { self.places() } else { Vec::new() };
+        let seat = self.leases.get(&id).map_or(0, |lease| lease.seat);
+        let places = if verdict == Reason::Lifted { self.places(id) } else { Vec::new() };
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(verdict) };
         let keys = expand(&channel.want(endpoint), &places);
         let new = Registered {
@@ -223,15 +224,20 @@ impl Broker {
             slot,
             verdict,
             timestamps,
+            seat,
             keys: keys.clone(),
             missed: 0,
+            shared: 0,
         };
         let old = channel.sockets.insert(endpoint.cookie, new);
-        let ops = self.table.add(&keys, timestamps);
+        let ops = self.table.add(&keys, timestamps, seat);
         self.apply(ops);
         if let Some(old) = old {
-            let ops = self.table.remove(&old.keys, old.timestamps);
+            let ops = self.table.remove(&old.keys, old.timestamps, old.seat);
             self.apply(ops);
+        }
+        if !matches!(verdict, Reason::Lifted | Reason::Loopback | Reason::Unbound) {
+            self.part_with(id, endpoint);
         }
         Ok(verdict)
     }
@@ -241,7 +247,7 @@ impl Broker {
         if let Some(reason) = self.out_of_question(endpoint) {
             return Ok(Some(reason));
         }
-        if self.busy(id) {
+        if !self.has_seat(id) {
             return Ok(Some(Reason::RingsBusy));
         }
         let devices = match self.devices_for(endpoint) {
@@ -252,7 +258,9 @@ impl Broker {
             return Ok(Some(Reason::PortShared));
         }
         match self.steered_of(devices) {
-            Ok(steered) => self.give_rings(id, &steered, self.config.tcp.policy == Policy::Lift),
+            Ok(steered) => {
+                self.give_rings(id, &steered, self.config.tcp.policy == Policy::Lift, endpoint.reuseport)
+            }
             Err(reason) => Ok(Some(reason)),
         }
     }
@@ -268,9 +276,10 @@ impl Broker {
         &mut self,
         id: u64,
         devices: &[Device],
-        deep: bool,
+        tcp: bool,
+        wide: bool,
     ) -> Result<Option<Reason>, Error> {
-        if let Err(error) = self.ensure_rings(id, devices, deep) {
+        if let Err(error) = self.ensure_rings(id, devices, tcp, wide) {
             self.say(error.to_string());
             return Ok(Some(Reason::RingSetup));
         }
@@ -288,15 +297,16 @@ impl Broker {
         }
     }
 
-    /// Another process has the rings, and still lives.
-    pub(crate) fn busy(&mut self, id: u64) -> bool {
-        let Some(owner) = self.lease.as_ref().map(|lease| lease.owner).filter(|owner| *owner != id) else {
-            return false;
-        };
-        if self.channels.get(&owner).is_some_and(|channel| hung_up(channel.socket.as_fd())) {
-            self.close_channel(owner);
+    /// Whether the process has a seat or could have one.
+    pub(crate) fn has_seat(&mut self, id: u64) -> bool {
+        if self.leases.contains_key(&id) {
+            return true;
         }
-        self.lease.is_some()
+        let gone = |id: &&u64| self.channels.get(id).is_some_and(|channel| hung_up(channel.socket.as_fd()));
+        let gone: Vec<u64> = self.leases.keys().filter(gone).copied().collect();
+        gone.into_iter().for_each(|id| self.close_channel(id));
+        let Some(uid) = self.channels.get(&id).map(|channel| channel.uid) else { return false };
+        self.pool.as_ref().is_none_or(|pool| pool.seats_for(uid))
     }
 
     /// Devices on which packets for this socket may arrive; or why there is none.
@@ -316,20 +326,94 @@ impl Broker {
         }
     }
 
-    /// Whether another process could receive what this socket receives.
+    /// Whether a process that is no part of the run, or whose socket is not lifted, could receive what this socket receives.
     fn shared(&self, id: u64, endpoint: &Endpoint) -> Result<bool, Error> {
         let others = self.diag.udp(Some(endpoint.local.port()))?;
-        Ok(self.channels.get(&id).is_some_and(|channel| stranger(channel, endpoint, others.iter())))
+        Ok(self.is_shared(id, endpoint, others.iter(), || self.processes()))
     }
 
-    fn ensure_rings(&mut self, id: u64, devices: &[Device], deep: bool) -> Result<(), Error> {
-        if self.lease.is_none() {
+    /// The same, given all sockets of the port. What `own` processes hold and have not registered is let pass.
+    pub(crate) fn is_shared<'a>(
+        &self,
+        id: u64,
+        endpoint: &Endpoint,
+        others: impl Iterator<Item = &'a Entry>,
+        own: impl FnOnce() -> BTreeSet<u32>,
+    ) -> bool {
+        let want = endpoint.want();
+        let mut unknown = others
+            .filter(|entry| entry.cookie != endpoint.cookie && entry.meets(&want))
+            .filter_map(|entry| self.stranger(id, endpoint, entry))
+            .peekable();
+        if unknown.peek().is_none() {
+            return false;
+        }
+        let own: HashSet<u32> = own().into_iter().flat_map(inodes).collect();
+        unknown.any(|inode| inode.is_none_or(|inode| !own.contains(&inode)))
+    }
+
+    /// Processes of the run: also those that have bound a socket and are about to say Hello.
+    fn processes(&self) -> BTreeSet<u32> {
+        let followed = match (&self.connections, self.program) {
+            (Some(connections), _) => connections.cgroup.pids(),
+            (None, Some(program)) => descendants(program),
+            (None, None) => Vec::new(),
+        };
+        self.speakers().into_iter().chain(followed).collect()
+    }
+
+    /// Those that have said Hello.
+    pub(crate) fn speakers(&self) -> BTreeSet<u32> {
+        self.channels.values().map(|channel| channel.pid).collect()
+    }
+
+    /// What keeps `entry` from receiving the same as `endpoint` of process `id`: nothing, None; or that it is not known, its inode; or that
+    /// it is another process's and not its equal, Some(None).
+    fn stranger(&self, id: u64, endpoint: &Endpoint, entry: &Entry) -> Option<Option<u32>> {
+        let known = self.channels.iter().find_map(|(at, c)| Some((*at, c, c.sockets.get(&entry.cookie)?)));
+        match known {
+            Some((at, ..)) if at == id => None,
+            Some((_, channel, other)) => {
+                let lifted = channel.reason(other) == Reason::Lifted;
+                (!lifted || !endpoint.is_mate_of(&other.endpoint)).then_some(None)
+            }
+            None => Some(Some(entry.inode)),
+        }
+    }
+
+    /// A socket of process `id` is not lifted: nor may be those of other processes that would take its packets.
+    pub(crate) fn part_with(&mut self, id: u64, endpoint: &Endpoint) {
+        let want = endpoint.want();
+        let mut mates = Vec::new();
+        for (other, channel) in self.channels.iter().filter(|(other, _)| **other != id) {
+            let meets = |socket: &Registered| {
+                let theirs = socket.endpoint.want();
+                !socket.keys.is_empty() && theirs.port == want.port && theirs.meets(&want)
+            };
+            mates.extend(
+                channel.sockets.iter().filter(|(_, s)| meets(s)).map(|(cookie, _)| (*other, *cookie)),
+            );
+        }
+        for (other, cookie) in mates {
+            self.refuse(other, cookie, Reason::PortShared);
+        }
+    }
+
+    fn ensure_rings(&mut self, id: u64, devices: &[Device], tcp: bool, wide: bool) -> Result<(), Error> {
+        let Some(uid) = self.channels.get(&id).map(|channel| channel.uid) else { return Ok(()) };
+        if self.pool.is_none() {
             let all = self
                 .inventory
                 .candidates(&self.config.devices)
                 .filter(|d| !self.broken.contains_key(&d.ifindex));
             let rings = all.map(rings_of).sum();
-            self.lease = Some(Lease::new(id, rings, deep)?);
+            let wide = wide || self.channels.len() > 1;
+            self.pool = Some(Pool::new(rings, tcp, wide, uid)?);
+        }
+        if !self.leases.contains_key(&id)
+            && let Some(lease) = self.pool.as_mut().and_then(|pool| pool.sit(uid))
+        {
+            self.leases.insert(id, lease);
         }
         let mut failed = None;
         for device in devices {
@@ -337,10 +421,10 @@ impl Broker {
                 failed = Some(error);
             }
         }
-        let some = self.lease.as_ref().is_some_and(|lease| !lease.rings.is_empty());
+        let some = self.leases.get(&id).is_some_and(|lease| !lease.rings.is_empty());
         match failed {
             Some(error) if !some => {
-                self.lease = None;
+                self.give_up_seat(id);
                 Err(error)
             }
             Some(error) => {
@@ -351,42 +435,56 @@ impl Broker {
         }
     }
 
+    /// A seat without rings is none.
+    fn give_up_seat(&mut self, id: u64) {
+        if let (Some(lease), Some(pool)) = (self.leases.remove(&id), &mut self.pool) {
+            pool.stand_up(&lease);
+        }
+        if self.leases.is_empty() {
+            self.pool = None;
+        }
+    }
+
     fn ensure_rings_of(&mut self, id: u64, device: &Device) -> Result<(), Error> {
-        let (Some(lease), Some(steered), Some(channel)) =
-            (&mut self.lease, self.steered.get_mut(&device.ifindex), self.channels.get(&id))
-        else {
+        let (Some(pool), Some(lease), Some(steered), Some(channel)) = (
+            &mut self.pool,
+            self.leases.get_mut(&id),
+            self.steered.get_mut(&device.ifindex),
+            self.channels.get(&id),
+        ) else {
             return Ok(());
         };
         if lease.has(device.ifindex) {
             return Ok(());
         }
-        lease.add(device, &mut steered.steer, self.config.mode, &channel.page)?;
-        let first = lease.rings.iter().find(|ring| ring.info.ifindex == device.ifindex);
-        steered.bound = first.map(|ring| (ring.zero_copy, ring.refused.clone()));
+        pool.add(lease, device, &mut steered.steer, self.config.mode, &channel.page)?;
+        steered.bound = pool.bound(device.ifindex);
         Ok(())
     }
 
-    /// Sends what the process does not know yet: UMEM, devices, rings.
+    /// Sends what the process does not know yet: hub, UMEM, devices, rings.
     fn announce(&mut self, id: u64) -> Result<(), Error> {
-        let Some(lease) = &self.lease else { return Ok(()) };
+        let (Some(pool), Some(lease)) = (&self.pool, self.leases.get(&id)) else { return Ok(()) };
         if !lease.umem_sent {
-            let umem = Reply::Umem { frames: lease.umem.frames(), chunk: CHUNK.bytes() };
-            self.reply(id, &umem, &[lease.umem.fd()])?;
+            self.reply(id, &Reply::Hub { seat: lease.seat.into() }, &[pool.hub()])?;
+            let umem = Reply::Umem { frames: pool.umem.frames(), chunk: CHUNK.bytes() };
+            self.reply(id, &umem, &[pool.umem.fd()])?;
         }
-        let mut devices = lease.devices.clone();
-        for ring in lease.rings.iter().filter(|ring| ring.info.ring >= lease.announced) {
+        let (mut devices, mut announced) = (lease.devices.clone(), lease.announced.clone());
+        for ring in &lease.rings {
             let ifindex = ring.info.ifindex;
             let Some(steered) = self.steered.get(&ifindex) else { continue };
+            if !announced.insert(ring.info.ring) {
+                continue;
+            }
             if devices.insert(ifindex) {
                 let device = Reply::Device { ifindex, partial_checksum: steered.partial_checksum };
                 self.reply(id, &device, &[steered.tap.as_fd()])?;
             }
             self.reply(id, &Reply::Ring(ring.info), &[ring.socket.as_fd()])?;
         }
-        if let Some(lease) = &mut self.lease {
-            lease.devices = devices;
-            lease.umem_sent = true;
-            lease.announced = lease.rings.last().map_or(lease.announced, |ring| ring.info.ring + 1);
+        if let Some(lease) = self.leases.get_mut(&id) {
+            (lease.devices, lease.announced, lease.umem_sent) = (devices, announced, true);
         }
         Ok(())
     }
@@ -408,6 +506,8 @@ impl Broker {
         let socket = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie));
         if let Some(socket) = socket.filter(|socket| socket.verdict == Reason::Lifted) {
             socket.verdict = reason;
+            let endpoint = socket.endpoint.clone();
+            self.part_with(id, &endpoint);
         }
     }
 
@@ -473,20 +573,14 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Whether one of `others` belongs to another process and meets `endpoint`'s packets.
-pub(crate) fn stranger<'a>(
-    channel: &Channel,
-    endpoint: &Endpoint,
-    others: impl Iterator<Item = &'a Entry>,
-) -> bool {
-    let want = endpoint.want();
-    let known = |cookie: u64| cookie == endpoint.cookie || channel.sockets.contains_key(&cookie);
-    let met: Vec<u32> = others.filter(|e| !known(e.cookie) && e.meets(&want)).map(|e| e.inode).collect();
-    if met.is_empty() {
-        return false;
-    }
-    let own = inodes(channel.pid);
-    met.iter().any(|inode| !own.contains(inode))
+/// The process and all that it has started and that are still its children's children.
+fn descendants(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.flat_map(|task| {
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+    });
+    std::iter::once(pid).chain(children.flat_map(descendants)).collect()
 }
 
 /// Sockets that a process holds: those it has not registered yet are no strangers.

@@ -4,6 +4,7 @@
 //! [`Table`] counts how many sockets want a key and says what must change in the maps of `steer`.
 
 use crate::device::{Address, Device};
+use hoist_ipc::hub::SEATS;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -76,6 +77,13 @@ pub fn expand(want: &Want, places: &[Place]) -> BTreeSet<(u32, Key)> {
 }
 
 impl Want {
+    /// Whether some address fits both, port and device aside.
+    pub fn meets(&self, other: &Self) -> bool {
+        let both_any = self.local.is_unspecified() && other.local.is_unspecified();
+        let families_meet = self.local.is_ipv4() == other.local.is_ipv4() || self.dual || other.dual;
+        self.takes(other.local) || other.takes(self.local) || (both_any && families_meet)
+    }
+
     /// Whether Linux delivers packets for `address` to this socket, the port aside.
     pub fn takes(&self, address: IpAddr) -> bool {
         match self.local {
@@ -93,6 +101,8 @@ pub enum Change {
     Rule {
         /// Stamp its packets with their arrival time.
         timestamp: bool,
+        /// Who gets them.
+        shares: Shares,
     },
     /// Remove the rule of this key.
     NoRule,
@@ -102,13 +112,63 @@ pub enum Change {
     NoPort,
 }
 
+/// How many sockets at each seat want a key, as far as it matters: a single seat has it all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shares(pub [u8; SEATS]);
+
+impl Shares {
+    /// All for one.
+    pub fn only(seat: u8) -> Self {
+        let mut shares = [0; SEATS];
+        shares[usize::from(seat)] = 1;
+        Self(shares)
+    }
+
+    fn of(sockets: &[u32; SEATS]) -> Self {
+        let mut seats = (0_u8..).zip(sockets).filter(|(_, sockets)| **sockets > 0).map(|(seat, _)| seat);
+        match (seats.next(), seats.next()) {
+            (Some(only), None) => Self::only(only),
+            _ => Self(sockets.map(|sockets| sockets.min(255) as u8)),
+        }
+    }
+
+    /// The seat, if it is one.
+    pub fn single(&self) -> Option<u8> {
+        let mut seats = (0_u8..).zip(self.0).filter(|(_, share)| *share > 0).map(|(seat, _)| seat);
+        seats.next().filter(|_| seats.next().is_none())
+    }
+
+    /// The seat of each of `N` parts, in proportion.
+    pub fn parts<const N: usize>(&self) -> [u8; N] {
+        let all: usize = self.0.iter().map(|share| usize::from(*share)).sum();
+        let mut parts = [0; N];
+        let mut end = 0;
+        for (seat, share) in (0_u8..).zip(self.0) {
+            let begin = end;
+            end += usize::from(share);
+            parts[begin * N / all.max(1)..end * N / all.max(1)].fill(seat);
+        }
+        parts
+    }
+}
+
 /// One change: device, key (for ports only its port counts), what.
 pub type Op = (u32, Key, Change);
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 struct Count {
-    sockets: u32,
+    seats: [u32; SEATS],
     timestamps: u32,
+}
+
+impl Count {
+    fn sockets(&self) -> u32 {
+        self.seats.iter().sum()
+    }
+
+    fn rule(&self) -> Change {
+        Change::Rule { timestamp: self.timestamps > 0, shares: Shares::of(&self.seats) }
+    }
 }
 
 /// How many sockets want each key.
@@ -119,18 +179,18 @@ pub struct Table {
 }
 
 impl Table {
-    /// One more socket wants `keys`. Changes come in an order in which no packet meets half a rule.
-    pub fn add(&mut self, keys: &BTreeSet<(u32, Key)>, timestamp: bool) -> Vec<Op> {
+    /// One more socket of the process at `seat` wants `keys`. Changes come in an order in which no packet meets half a rule.
+    pub fn add(&mut self, keys: &BTreeSet<(u32, Key)>, timestamp: bool, seat: u8) -> Vec<Op> {
         let mut ops = Vec::new();
         for &(device, key) in keys {
             let count = self.keys.entry((device, key)).or_default();
             let before = *count;
-            count.sockets += 1;
+            count.seats[usize::from(seat)] += 1;
             count.timestamps += u32::from(timestamp);
-            if before.sockets == 0 || (before.timestamps == 0 && timestamp) {
-                ops.push((device, key, Change::Rule { timestamp: count.timestamps > 0 }));
+            if before.sockets() == 0 || before.rule() != count.rule() {
+                ops.push((device, key, count.rule()));
             }
-            if before.sockets == 0 {
+            if before.sockets() == 0 {
                 let port = self.ports.entry((device, key.port)).or_default();
                 *port += 1;
                 if *port == 1 {
@@ -142,15 +202,16 @@ impl Table {
     }
 
     /// A socket that was added with the same arguments is gone.
-    pub fn remove(&mut self, keys: &BTreeSet<(u32, Key)>, timestamp: bool) -> Vec<Op> {
+    pub fn remove(&mut self, keys: &BTreeSet<(u32, Key)>, timestamp: bool, seat: u8) -> Vec<Op> {
         let mut ops = Vec::new();
         for &(device, key) in keys {
             let Some(count) = self.keys.get_mut(&(device, key)) else { continue };
-            count.sockets -= 1;
+            let before = count.rule();
+            count.seats[usize::from(seat)] -= 1;
             count.timestamps -= u32::from(timestamp);
-            if count.sockets > 0 {
-                if timestamp && count.timestamps == 0 {
-                    ops.push((device, key, Change::Rule { timestamp: false }));
+            if count.sockets() > 0 {
+                if before != count.rule() {
+                    ops.push((device, key, count.rule()));
                 }
                 continue;
             }
@@ -238,10 +299,23 @@ mod tests {
         assert!(joined(Want { groups: group(2), ifindex: 3, ..want("0.0.0.0") }).is_empty());
     }
 
+    #[test]
+    fn parts_are_shared_in_proportion_to_sockets() {
+        let mut shares = [0; SEATS];
+        (shares[0], shares[3]) = (3, 1);
+        let parts: [u8; 256] = Shares(shares).parts();
+        assert_eq!(parts.iter().filter(|seat| **seat == 0).count(), 192);
+        assert_eq!(parts.iter().filter(|seat| **seat == 3).count(), 64);
+        assert_eq!((Shares(shares).single(), Shares::only(7).single()), (None, Some(7)));
+        assert_eq!(Shares::only(7).parts::<256>(), [7; 256]);
+        let all: [u8; 256] = Shares([255; SEATS]).parts();
+        assert!((0..SEATS as u8).all(|seat| all.iter().filter(|part| **part == seat).count() == 8));
+    }
+
     /// What `steer`'s maps would hold.
     #[derive(Default, PartialEq, Debug)]
     struct Maps {
-        rules: BTreeMap<(u32, Key), bool>,
+        rules: BTreeMap<(u32, Key), (bool, Shares)>,
         ports: BTreeSet<(u32, u16)>,
     }
 
@@ -249,8 +323,8 @@ mod tests {
         fn apply(&mut self, ops: Vec<Op>) {
             for (device, key, change) in ops {
                 match change {
-                    Change::Rule { timestamp } => {
-                        self.rules.insert((device, key), timestamp);
+                    Change::Rule { timestamp, shares } => {
+                        self.rules.insert((device, key), (timestamp, shares));
                     }
                     Change::NoRule => assert!(self.rules.remove(&(device, key)).is_some()),
                     Change::Port => assert!(self.ports.insert((device, key.port))),
@@ -264,13 +338,13 @@ mod tests {
         }
     }
 
-    fn some_want() -> impl Strategy<Value = (Want, bool)> {
+    fn some_want() -> impl Strategy<Value = (Want, bool, u8)> {
         let local = prop::sample::select(vec!["0.0.0.0", "::", "10.0.0.1", "10.1.0.1", "fe80::1"]);
         let groups = prop::collection::vec(0_u32..5, 0..3);
-        (local, any::<bool>(), 1_u16..4, 0_u32..5, groups, any::<bool>()).prop_map(
-            |(local, dual, port, ifindex, groups, timestamp)| {
+        (local, any::<bool>(), 1_u16..4, 0_u32..5, groups, any::<bool>(), 0_u8..3).prop_map(
+            |(local, dual, port, ifindex, groups, timestamp, seat)| {
                 let groups = groups.into_iter().map(|ifindex| Membership { group: ip("239.1.1.1"), ifindex });
-                (Want { local: ip(local), dual, port, ifindex, groups: groups.collect() }, timestamp)
+                (Want { local: ip(local), dual, port, ifindex, groups: groups.collect() }, timestamp, seat)
             },
         )
     }
@@ -279,26 +353,30 @@ mod tests {
         #[test]
         fn maps_always_hold_what_the_sockets_want(steps in prop::collection::vec((some_want(), any::<prop::sample::Index>(), any::<bool>()), 1..40)) {
             let (mut table, mut maps, mut live) = (Table::default(), Maps::default(), Vec::new());
-            for ((want, timestamp), victim, close) in steps {
+            for ((want, timestamp, seat), victim, close) in steps {
                 if close && !live.is_empty() {
-                    let (keys, timestamp) = live.swap_remove(victim.index(live.len()));
-                    maps.apply(table.remove(&keys, timestamp));
+                    let (keys, timestamp, seat) = live.swap_remove(victim.index(live.len()));
+                    maps.apply(table.remove(&keys, timestamp, seat));
                 } else {
                     let keys = expand(&want, &places());
-                    maps.apply(table.add(&keys, timestamp));
-                    live.push((keys, timestamp));
+                    maps.apply(table.add(&keys, timestamp, seat));
+                    live.push((keys, timestamp, seat));
                 }
-                let mut expected = Maps::default();
-                for (keys, timestamp) in &live {
-                    for (device, key) in keys {
-                        *expected.rules.entry((*device, *key)).or_default() |= timestamp;
-                        expected.ports.insert((*device, key.port));
+                let mut wanted: BTreeMap<_, (bool, [u32; SEATS])> = BTreeMap::new();
+                for (keys, timestamp, seat) in &live {
+                    for key in keys {
+                        let (stamped, seats) = wanted.entry(*key).or_default();
+                        *stamped |= timestamp;
+                        seats[usize::from(*seat)] += 1;
                     }
                 }
+                let ports = wanted.keys().map(|(device, key)| (*device, key.port)).collect();
+                let rules = wanted.into_iter().map(|(key, (stamped, seats))| (key, (stamped, Shares::of(&seats))));
+                let expected = Maps { rules: rules.collect(), ports };
                 prop_assert_eq!(&maps, &expected);
             }
-            for (keys, timestamp) in live {
-                maps.apply(table.remove(&keys, timestamp));
+            for (keys, timestamp, seat) in live {
+                maps.apply(table.remove(&keys, timestamp, seat));
             }
             prop_assert_eq!(maps, Maps::default());
             prop_assert_eq!(table, Table::default());

@@ -7,9 +7,9 @@ use crate::{
     disposal::Disposal,
     endpoint,
     error::Context,
-    lease::{Ended, Lease},
+    lease::{Ended, Lease, Pool},
     netlink::{self, Route},
-    registry::{Channel, Closed, is_pass},
+    registry::{Channel, Closed, Registered, is_pass},
     rules::{Change, Op, Place, Table, expand},
     sock_diag::{Entry, SockDiag},
     status::{ConnectionStatus, DeviceStatus, PassedStatus, ProcessStatus, RingStatus, Status},
@@ -157,7 +157,14 @@ pub struct Broker {
     /// TCP connections, if they are followed.
     pub(crate) connections: Option<Connections>,
     pub(crate) table: Table,
-    pub(crate) lease: Option<Lease>,
+    /// Frames, while some process has rings.
+    pub(crate) pool: Option<Pool>,
+    /// Rings of processes, by channel.
+    pub(crate) leases: BTreeMap<u64, Lease>,
+    /// The process that `hoist run` started.
+    pub(crate) program: Option<u32>,
+    /// Those that do not listen any more and are not dead yet.
+    deaf: BTreeMap<u64, (Lease, Channel)>,
     pub(crate) channels: BTreeMap<u64, Channel>,
     next_channel: u64,
     pub(crate) closed: Closed,
@@ -216,7 +223,10 @@ impl Broker {
             broken: BTreeMap::new(),
             connections: None,
             table: Table::default(),
-            lease: None,
+            pool: None,
+            leases: BTreeMap::new(),
+            program: None,
+            deaf: BTreeMap::new(),
             channels: BTreeMap::new(),
             next_channel: 1,
             closed: Closed::default(),
@@ -327,6 +337,9 @@ impl Broker {
     fn tick(&mut self) {
         // A timer that cannot be read would only ring again.
         let _ = self.timer.wait();
+        if let Some(pool) = &mut self.pool {
+            pool.give_stranded();
+        }
         self.look_for_strangers();
     }
 
@@ -356,49 +369,90 @@ impl Broker {
         for &cookie in &cookies {
             self.withdraw(id, cookie);
         }
-        if self.lease.as_ref().is_some_and(|lease| lease.owner == id) {
-            self.end_lease();
-        }
-        let Some(channel) = self.channels.remove(&id) else { return };
+        self.end_lease(id);
+        let Some(channel) = self.channels.remove(&id) else { return self.bury(id) };
         for socket in channel.sockets.values() {
             self.closed.add(&channel.socket_status(socket));
         }
         let _ = self.poll.delete(&channel.socket);
-        let _ = self.poll.delete(&channel.pidfd);
         let past = ProcessStatus { ended: true, ..process_status(&channel, false) };
-        self.disposal.close(channel.socket); // with whatever descriptors wait in it
         self.past_processes.push_back(past);
         if self.past_processes.len() > PAST_PROCESSES {
             self.past_processes.pop_front();
         }
+        match self.leases.remove(&id) {
+            Some(lease) => {
+                self.deaf.insert(id, (lease, channel)); // until its pidfd says that it is dead
+            }
+            None => self.dismiss(channel),
+        }
     }
 
-    /// Takes the rings back from their holder.
-    pub(crate) fn end_lease(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
+    fn dismiss(&mut self, channel: Channel) {
+        let _ = self.poll.delete(&channel.pidfd);
+        self.disposal.close(channel.socket); // with whatever descriptors wait in it
+    }
+
+    /// A process that did not listen any more is dead: nobody uses its frames.
+    fn bury(&mut self, id: u64) {
+        let Some((lease, channel)) = self.deaf.remove(&id) else { return };
+        self.reclaim(&lease, &channel);
+        self.dismiss(channel);
+    }
+
+    /// Takes the rings back from a process. It stays in `leases` if others have rings, too, and it may still use its own.
+    pub(crate) fn end_lease(&mut self, id: u64) {
+        let Some(lease) = self.leases.remove(&id) else { return };
         for ring in &lease.rings {
             if let Some(steered) = self.steered.get_mut(&ring.info.ifindex) {
                 // A queue that stays in the map ends with its socket all the same.
-                let _ = steered.steer.unset_ring(ring.info.queue);
+                let _ = steered.steer.unset_ring(lease.seat, ring.info.queue);
             }
         }
+        let last = self.leases.is_empty();
         if let Some(connections) = &self.connections {
-            connections.pass_all();
+            connections.pass_all(lease.seat, last);
         }
         self.stale = true; // the queues' rings
         if let Err(error) = self.settle() {
             self.say(format!("wait for packets on their way (membarrier): {error}"));
         }
-        let Some(channel) = self.channels.get(&lease.owner) else { return };
+        let Some(channel) = self.channels.remove(&id) else { return };
+        if last {
+            self.end_pool(&lease, &channel);
+        } else if channel.has_left() {
+            self.reclaim(&lease, &channel);
+        } else {
+            self.leases.insert(id, lease);
+        }
+        self.channels.insert(id, channel);
+    }
+
+    /// The last process is gone.
+    fn end_pool(&mut self, lease: &Lease, channel: &Channel) {
+        let Some(pool) = self.pool.take() else { return };
+        let others = !self.deaf.is_empty();
+        for (_, deaf) in std::mem::take(&mut self.deaf).into_values() {
+            self.dismiss(deaf);
+        }
         let taps = |ifindex| self.steered.get(&ifindex).map(|s| (&s.tap, s.partial_checksum));
-        let page = &channel.page;
-        let ended = lease.end(page, channel.alive(), taps);
-        let counts: Vec<_> = ended
-            .iter()
-            .map(|e| self.ring_status(page, e.info.ring, e.info.ifindex, e.info.queue, e.statistics))
-            .collect();
+        let ended = pool.end(lease, &channel.page, channel.alive(), others, taps);
+        self.keep(ended, channel);
+    }
+
+    fn reclaim(&mut self, lease: &Lease, channel: &Channel) {
+        let Some(pool) = &mut self.pool else { return };
+        let taps = |ifindex| self.steered.get(&ifindex).map(|s| (&s.tap, s.partial_checksum));
+        let ended = pool.reclaim(lease, &channel.page, taps);
+        self.keep(ended, channel);
+    }
+
+    fn keep(&mut self, ended: Vec<Ended>, channel: &Channel) {
         self.leases_ended += 1;
-        for (ended, mut count) in ended.into_iter().zip(counts) {
+        for ended in ended {
+            let info = ended.info;
+            let mut count =
+                self.ring_status(&channel.page, info.ring, info.ifindex, info.queue, ended.statistics);
             count.rode = count.rode.saturating_add(ended.rode);
             self.keep_ring(&ended, &count);
         }
@@ -470,9 +524,9 @@ impl Broker {
         }
     }
 
-    /// Devices with rings, for the rules.
-    pub(crate) fn places(&self) -> Vec<Place> {
-        let Some(lease) = &self.lease else { return Vec::new() };
+    /// Devices on which a process has rings, for the rules.
+    pub(crate) fn places(&self, id: u64) -> Vec<Place> {
+        let Some(lease) = self.leases.get(&id) else { return Vec::new() };
         let held = self.inventory.0.values().filter(|d| lease.has(d.ifindex) && d.unfit().is_none());
         held.map(Place::of).collect()
     }
@@ -502,15 +556,19 @@ impl Broker {
         let Some(socket) = self.channels.get_mut(&id).and_then(|c| c.sockets.get_mut(&cookie)) else {
             return;
         };
-        let (keys, timestamps) = (std::mem::take(&mut socket.keys), socket.timestamps);
-        let ops = self.table.remove(&keys, timestamps);
+        let (keys, timestamps, seat) = (std::mem::take(&mut socket.keys), socket.timestamps, socket.seat);
+        let ops = self.table.remove(&keys, timestamps, seat);
         self.apply(ops);
     }
 
-    /// Brings the rules of all lifted sockets of the holder up to date.
+    /// Brings the rules of all lifted sockets up to date.
     pub(crate) fn refresh_rules(&mut self) {
-        let Some(owner) = self.lease.as_ref().map(|lease| lease.owner) else { return };
-        let places = self.places();
+        let owners: Vec<u64> = self.leases.keys().copied().collect();
+        owners.into_iter().for_each(|owner| self.refresh_rules_of(owner));
+    }
+
+    fn refresh_rules_of(&mut self, owner: u64) {
+        let places = self.places(owner);
         let Some(channel) = self.channels.get_mut(&owner) else { return };
         let mut changes = Vec::new();
         let lifted: Vec<u64> = channel
@@ -525,13 +583,13 @@ impl Broker {
             let Some(socket) = channel.sockets.get_mut(&cookie) else { continue };
             if keys != socket.keys {
                 let old = std::mem::replace(&mut socket.keys, keys.clone());
-                changes.push((old, keys, socket.timestamps));
+                changes.push((old, keys, socket.timestamps, socket.seat));
             }
         }
-        for (old, new, timestamps) in changes {
-            let ops = self.table.add(&new, timestamps);
+        for (old, new, timestamps, seat) in changes {
+            let ops = self.table.add(&new, timestamps, seat);
             self.apply(ops);
-            let ops = self.table.remove(&old, timestamps);
+            let ops = self.table.remove(&old, timestamps, seat);
             self.apply(ops);
         }
     }
@@ -573,9 +631,11 @@ impl Broker {
         ));
         self.steered.remove(&ifindex);
         self.table.forget(ifindex);
-        let gone = self.lease.as_mut().map(|lease| lease.drop_device(ifindex)).unwrap_or_default();
-        let Some(channel) = self.lease.as_ref().and_then(|l| self.channels.get_mut(&l.owner)) else { return };
-        for socket in channel.sockets.values_mut() {
+        let gone: Vec<_> = self.leases.values_mut().flat_map(|lease| lease.drop_device(ifindex)).collect();
+        if let Some(pool) = &mut self.pool {
+            pool.drop_device(ifindex);
+        }
+        for socket in self.channels.values_mut().flat_map(|channel| channel.sockets.values_mut()) {
             let had = socket.keys.len();
             socket.keys.retain(|(at, _)| *at != ifindex);
             if had > 0 && socket.keys.is_empty() {
@@ -587,14 +647,14 @@ impl Broker {
 
     /// Once a second: sockets of other processes on lifted ports, and lifted sockets that are no more.
     fn look_for_strangers(&mut self) {
-        let Some(owner) = self.lease.as_ref().map(|lease| lease.owner) else { return };
         let lifted =
-            self.channels.get(&owner).is_some_and(|c| c.sockets.values().any(|s| !s.keys.is_empty()));
-        if !lifted {
+            |id: &u64| self.channels.get(id).is_some_and(|c| c.sockets.values().any(|s| !s.keys.is_empty()));
+        let owners: Vec<u64> = self.leases.keys().copied().filter(lifted).collect();
+        if owners.is_empty() {
             return;
         }
         match self.diag.udp(None) {
-            Ok(entries) => self.compare(owner, &entries),
+            Ok(entries) => owners.into_iter().for_each(|owner| self.compare(owner, &entries)),
             Err(error) => self.say(error.to_string()),
         }
     }
@@ -603,19 +663,23 @@ impl Broker {
         let mut by_port: BTreeMap<u16, Vec<&Entry>> = BTreeMap::new();
         entries.iter().for_each(|entry| by_port.entry(entry.port).or_default().push(entry));
         let alive: BTreeSet<u64> = entries.iter().map(|entry| entry.cookie).collect();
+        let Some(channel) = self.channels.get(&owner) else { return };
+        let lifted = channel.sockets.values().filter(|s| !s.keys.is_empty());
+        let shared = |endpoint: &endpoint::Endpoint| {
+            let others = by_port.get(&endpoint.local.port()).into_iter().flatten().copied();
+            self.is_shared(owner, endpoint, others, || self.speakers())
+        };
+        let shared: Vec<u64> = lifted.filter(|s| shared(&s.endpoint)).map(|s| s.endpoint.cookie).collect();
         let Some(channel) = self.channels.get_mut(&owner) else { return };
         for (cookie, socket) in &mut channel.sockets {
             socket.missed = if alive.contains(cookie) { 0 } else { socket.missed + 1 };
+            socket.shared = if shared.contains(cookie) { socket.shared + 1 } else { 0 };
         }
-        let channel = &self.channels[&owner];
-        let lifted = channel.sockets.values().filter(|s| !s.keys.is_empty());
-        let shared = |endpoint: &crate::endpoint::Endpoint| {
-            let others = by_port.get(&endpoint.local.port()).into_iter().flatten().copied();
-            crate::requests::stranger(channel, endpoint, others)
+        // Two looks: a dump may miss a socket that moves between hash chains meanwhile, and another of the run may be about to say who it is.
+        let twice = |of: fn(&Registered) -> u32| -> Vec<u64> {
+            channel.sockets.iter().filter(|(_, s)| of(s) > 1).map(|(c, _)| *c).collect()
         };
-        let demoted: Vec<u64> = lifted.filter(|s| shared(&s.endpoint)).map(|s| s.endpoint.cookie).collect();
-        // Two looks: a dump may miss a socket that moves between hash chains meanwhile.
-        let dead: Vec<u64> = channel.sockets.iter().filter(|(_, s)| s.missed > 1).map(|(c, _)| *c).collect();
+        let (demoted, dead) = (twice(|s| s.shared), twice(|s| s.missed));
         for cookie in demoted {
             self.refuse(owner, cookie, Reason::PortShared);
         }
@@ -624,10 +688,10 @@ impl Broker {
         }
     }
 
-    /// Whether some process has the rings.
+    /// A process that has rings.
     pub fn holds_rings(&self) -> Option<u32> {
-        let owner = self.lease.as_ref()?.owner;
-        self.channels.get(&owner).map(|channel| channel.pid)
+        let owner = self.leases.keys().next()?;
+        self.channels.get(owner).map(|channel| channel.pid)
     }
 
     /// Why a socket that was to be lifted is not, if so: for `--require`.
@@ -668,8 +732,7 @@ impl Broker {
 
     /// How things stand.
     pub fn status(&self) -> Status {
-        let owner = self.lease.as_ref().map(|lease| lease.owner);
-        let present = self.channels.iter().map(|(id, c)| process_status(c, Some(*id) == owner));
+        let present = self.channels.iter().map(|(id, c)| process_status(c, self.leases.contains_key(id)));
         let sockets = self.channels.values().flat_map(|c| c.sockets.values().map(|s| c.socket_status(s)));
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -701,9 +764,7 @@ impl Broker {
 
     fn ring_statuses(&self) -> Vec<RingStatus> {
         let mut rings = self.past_rings.clone();
-        if let Some((lease, channel)) =
-            self.lease.as_ref().and_then(|l| Some((l, self.channels.get(&l.owner)?)))
-        {
+        for (lease, channel) in self.leases.iter().filter_map(|(id, l)| Some((l, self.channels.get(id)?))) {
             for ring in &lease.rings {
                 let kernel = ring.socket.statistics().unwrap_or_default();
                 let count = self.ring_status(

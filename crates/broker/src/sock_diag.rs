@@ -38,10 +38,7 @@ impl Entry {
     pub(crate) fn meets(&self, want: &Want) -> bool {
         let own =
             Want { local: self.local, dual: self.dual, port: self.port, ifindex: 0, groups: Vec::new() };
-        let both_any = self.local.is_unspecified() && want.local.is_unspecified();
-        let families_meet = self.local.is_ipv4() == want.local.is_ipv4() || self.dual || want.dual;
-        self.port == want.port
-            && (own.takes(want.local) || want.takes(self.local) || (both_any && families_meet))
+        self.port == want.port && own.meets(want)
     }
 }
 

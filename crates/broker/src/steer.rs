@@ -2,13 +2,16 @@
 
 use crate::{
     Pins,
-    abi::{Counter, FlowKey, LIFT_ADMIT_FLOW, LIFT_TIMESTAMP, LiftKey, SteerDevice, Verdict},
+    abi::{
+        Counter, FlowKey, LIFT_ADMIT_FLOW, LIFT_SPREAD, LIFT_TIMESTAMP, LiftKey, LiftRule, SteerDevice,
+        Verdict,
+    },
     connections::STEER_MAPS,
     device::Device,
     error::{Context, Error, bpf},
     loaders::loader,
     object::missing,
-    rules::{Change, Key},
+    rules::{Change, Key, Shares},
     sys,
 };
 use aya::{
@@ -16,6 +19,7 @@ use aya::{
     maps::{Array, HashMap, MapError, PerCpuArray, XskMap},
     programs::Xdp,
 };
+use hoist_ipc::hub::SEATS;
 use std::{
     io,
     net::SocketAddr,
@@ -27,6 +31,7 @@ pub struct Steer {
     ebpf: Ebpf,
     program_id: u32,
     admit_flow: bool,
+    queues: u32,
     link: Option<OwnedFd>,
 }
 
@@ -85,7 +90,8 @@ impl Steer {
         let mut loader = loader();
         loader.override_global("generic_xdp", &generic, true);
         loader.override_global("lift_tcp", &lift_tcp, true);
-        loader.map_max_entries("xsks", device.max_rx_queues);
+        loader.override_global("queues", &device.max_rx_queues, true);
+        loader.map_max_entries("xsks", device.max_rx_queues * SEATS as u32);
         match pins {
             Some(pins) => pins.share(&mut loader, &STEER_MAPS),
             None => {
@@ -104,7 +110,8 @@ impl Steer {
         let program: &mut Xdp = program.try_into().map_err(|e| bpf("load steer", &e))?;
         program.load().map_err(|e| bpf("load steer", &e))?;
         let program_id = program.info().map_err(|e| bpf("load steer", &e))?.id();
-        let mut steer = Self { ebpf, program_id, admit_flow, link: None };
+        let queues = device.max_rx_queues;
+        let mut steer = Self { ebpf, program_id, admit_flow, queues, link: None };
         steer.describe(device, max_frame)?;
         Ok(steer)
     }
@@ -149,12 +156,11 @@ impl Steer {
         let done = match change {
             Change::Port => self.array("lift_ports")?.set(port, 1_u32, 0),
             Change::NoPort => self.array("lift_ports")?.set(port, 0_u32, 0),
-            Change::Rule { timestamp } => {
-                let admit = if self.admit_flow { LIFT_ADMIT_FLOW } else { 0 };
-                let flags = admit | if timestamp { LIFT_TIMESTAMP } else { 0 };
-                self.hash::<LiftKey, u32>("lift")?.insert(LiftKey::from(key), flags, 0)
+            Change::Rule { timestamp, shares } => {
+                let rule = rule(self.admit_flow, timestamp, &shares);
+                self.hash::<LiftKey, LiftRule>("lift")?.insert(LiftKey::from(key), rule, 0)
             }
-            Change::NoRule => unless_absent(self.hash::<LiftKey, u32>("lift")?.remove(&key.into())),
+            Change::NoRule => unless_absent(self.hash::<LiftKey, LiftRule>("lift")?.remove(&key.into())),
         };
         done.map_err(|e| bpf("change a rule of steer", &e))
     }
@@ -168,20 +174,22 @@ impl Steer {
         self.hash::<FlowKey, u8>("admitted")?.insert(key, 1, 0).map_err(|e| bpf("admit a flow", &e))
     }
 
-    /// Puts an AF_XDP socket behind a queue.
+    /// Puts an AF_XDP socket of the process at `seat` behind a queue.
     ///
     /// # Errors
     /// bpf(2)'s.
-    pub fn set_ring(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        self.xsks()?.set(queue, socket.as_raw_fd(), 0).map_err(|e| bpf("put a ring behind a queue", &e))
+    pub fn set_ring(&mut self, seat: u8, queue: u32, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        let ring = u32::from(seat) * self.queues + queue;
+        self.xsks()?.set(ring, socket.as_raw_fd(), 0).map_err(|e| bpf("put a ring behind a queue", &e))
     }
 
     /// Takes it away again.
     ///
     /// # Errors
     /// bpf(2)'s.
-    pub fn unset_ring(&mut self, queue: u32) -> Result<(), Error> {
-        unless_absent(self.xsks()?.unset(queue)).map_err(|e| bpf("take a ring from a queue", &e))
+    pub fn unset_ring(&mut self, seat: u8, queue: u32) -> Result<(), Error> {
+        let ring = u32::from(seat) * self.queues + queue;
+        unless_absent(self.xsks()?.unset(ring)).map_err(|e| bpf("take a ring from a queue", &e))
     }
 
     /// Packets and bytes of each verdict since it was loaded.
@@ -218,6 +226,16 @@ impl Steer {
     fn xsks(&mut self) -> Result<XskMap<&mut aya::maps::MapData>, Error> {
         let map = self.ebpf.map_mut("xsks").ok_or_else(|| missing("steer", "xsks"))?;
         XskMap::try_from(map).map_err(|e| bpf("xsks", &e))
+    }
+}
+
+fn rule(admit_flow: bool, timestamp: bool, shares: &Shares) -> LiftRule {
+    let single = shares.single();
+    let flags = [(admit_flow, LIFT_ADMIT_FLOW), (timestamp, LIFT_TIMESTAMP), (single.is_none(), LIFT_SPREAD)];
+    LiftRule {
+        flags: flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
+        seat: single.unwrap_or_default().into(),
+        seats: shares.parts(),
     }
 }
 

@@ -40,7 +40,7 @@ impl Broker {
         if endpoint.local.ip().is_loopback() {
             return Ok(Some(Reason::Loopback));
         }
-        if self.busy(id) {
+        if !self.has_seat(id) {
             return Ok(Some(Reason::RingsBusy));
         }
         let worth = |devices: Vec<Device>| self.worth(devices);
@@ -53,7 +53,7 @@ impl Broker {
         if native.is_empty() {
             return Ok(Some(Reason::Generic));
         }
-        self.give_rings(id, &native, true)
+        self.give_rings(id, &native, true, false)
     }
 
     /// Devices from which lifting pays, or is forced. In copy mode it costs more than it saves (SPEC.md). A device that is not
@@ -91,8 +91,9 @@ impl Broker {
         self.connections.as_ref().map(|connections| connections.cgroup.procs())
     }
 
-    /// Says so if the program could not join the cgroup.
+    /// The program has started as `pid`: says so if it could not join the cgroup.
     pub fn check_joined(&mut self, pid: u32) {
+        self.program = Some(pid);
         let outside = |c: &crate::connections::Connections| !c.cgroup.holds(pid);
         // A zombie has left it.
         let lives = || {

@@ -9,7 +9,7 @@ use hoist_broker::{
     MAX_FRAME, Pins,
     abi::Verdict,
     device::Device,
-    rules::{Change, Key},
+    rules::{Change, Key, Shares},
     steer::Steer,
 };
 use hoist_ipc::tcp::{PortCounts, Slots, Steering};
@@ -82,10 +82,10 @@ impl Bench {
         socket.register_umem(&umem, 0).unwrap();
         socket.set_umem_rings(64, 64).unwrap();
         socket.set_rings(64, 0).unwrap();
-        steer.set_ring(0, socket.as_fd()).unwrap();
+        steer.set_ring(0, 0, socket.as_fd()).unwrap();
         for address in ["10.0.0.1", "fd00::1", "239.1.1.1"] {
             let key = Key { address: address.parse().unwrap(), port: PORT };
-            steer.apply(key, Change::Rule { timestamp: false }).unwrap();
+            steer.apply(key, Change::Rule { timestamp: false, shares: Shares::only(0) }).unwrap();
             steer.apply(key, Change::Port).unwrap();
         }
         Self { steer, _socket: socket, _umem: umem }
@@ -327,9 +327,9 @@ fn tagged_frames_pass() {
 #[test]
 fn a_queue_without_a_ring_passes() {
     let Some(mut bench) = Bench::new(false, false) else { return };
-    bench.steer.unset_ring(0).unwrap();
+    bench.steer.unset_ring(0, 0).unwrap();
     bench.expect(&V4.bytes(), Verdict::NoRing);
-    bench.steer.unset_ring(0).unwrap();
+    bench.steer.unset_ring(0, 0).unwrap();
 }
 
 #[test]
@@ -347,7 +347,7 @@ fn with_admit_flow_only_admitted_flows_are_lifted() {
 fn a_timestamp_stands_directly_in_front_of_the_packet() {
     let Some(mut bench) = Bench::new(false, false) else { return };
     let key = Key { address: "10.0.0.1".parse().unwrap(), port: PORT };
-    bench.steer.apply(key, Change::Rule { timestamp: true }).unwrap();
+    bench.steer.apply(key, Change::Rule { timestamp: true, shares: Shares::only(0) }).unwrap();
     let packet = V4.bytes();
     let before = monotonic_ns();
     let (verdict, _, out) = bench.run(&packet);
@@ -463,7 +463,7 @@ fn segments_that_only_the_stack_understands_pass() {
     }
     // Datagrams go on as ever.
     bench.expect(&V4.bytes(), Verdict::Lift);
-    bench.steer.unset_ring(0).unwrap();
+    bench.steer.unset_ring(0, 0).unwrap();
     bench.expect(&V4.tcp(ACK), Verdict::NoRing);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! * [`message`]: requests and replies on a `SOCK_SEQPACKET` Unix socket, with descriptors by `SCM_RIGHTS`.
 //! * [`page`]: the stats page, a memfd that the shim writes and the broker reads.
+//! * [`hub`]: what the processes of a run share about frames, a memfd that all of them write.
 //! * [`tcp`]: the slots in which TCP connections are published, maps of BPF that both sides read and write.
 //! * [`reason`]: why a socket or a packet is not lifted; the one list that users see.
 //!
@@ -14,6 +15,8 @@
 //! rings grew.
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+pub mod hub;
 pub mod message;
 #[allow(unsafe_code)]
 pub mod page;
@@ -28,7 +31,7 @@ pub use reason::Reason;
 pub const ENV_FD: &str = "HOIST_BROKER_FD";
 
 /// Bumped with every change of message or page layout: a shim and a broker of different versions refuse each other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The longest encoded message, bytes.
 pub const MAX_MESSAGE: usize = 128;

@@ -89,7 +89,7 @@ pub enum Request {
 /// One AF_XDP socket of the lease; `Reply::Ring` carries its descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RingInfo {
-    /// Number of the ring in the stats page.
+    /// Number of the queue in the stats page and in the hub.
     pub ring: u32,
     /// Device the ring belongs to.
     pub ifindex: u32,
@@ -99,12 +99,14 @@ pub struct RingInfo {
     pub rx_size: u32,
     /// Entries of the fill ring.
     pub fill_size: u32,
-    /// First frame of the UMEM that belongs to this ring.
+    /// First frame of the UMEM that belongs to the queue.
     pub first_frame: u32,
     /// How many frames belong to it.
     pub frames: u32,
-    /// How many of them, from the first on, the broker has already put in the fill ring.
+    /// From which of them on `own` are this process's for a start. The others are in the fill ring, or with other processes.
     pub prefilled: u32,
+    /// How many those are.
+    pub own: u32,
     /// The device writes straight into the UMEM.
     pub zero_copy: bool,
 }
@@ -127,7 +129,12 @@ pub enum Reply {
         /// `--tcp`.
         tcp: Policy,
     },
-    /// The UMEM of this process; carries its memfd. At most once, before the first [`Reply::Ring`].
+    /// The memory about frames that processes share; carries the memfd of a [`crate::hub::Hub`]. Right before [`Reply::Umem`].
+    Hub {
+        /// The place of this process in it, below [`crate::hub::SEATS`].
+        seat: u32,
+    },
+    /// The UMEM of the run; carries its memfd. At most once, before the first [`Reply::Ring`].
     Umem {
         /// Frames in it.
         frames: u32,
@@ -167,7 +174,14 @@ pub enum Reply {
 impl Reply {
     /// Whether this reply ends the conversation of one request.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Umem { .. } | Self::Device { .. } | Self::Ring(_) | Self::Connections { .. })
+        !matches!(
+            self,
+            Self::Hub { .. }
+                | Self::Umem { .. }
+                | Self::Device { .. }
+                | Self::Ring(_)
+                | Self::Connections { .. }
+        )
     }
 }
 
@@ -330,6 +344,7 @@ impl Reply {
                     r.first_frame,
                     r.frames,
                     r.prefilled,
+                    r.own,
                     r.zero_copy.into(),
                 ];
                 sizes.into_iter().fold(Encoded::new(4), Encoded::u32)
@@ -338,6 +353,7 @@ impl Reply {
             Self::Done => Encoded::new(6),
             Self::Refused { errno } => Encoded::new(7).u32(errno),
             Self::Connections { ports } => Encoded::new(8).u32(ports.into()),
+            Self::Hub { seat } => Encoded::new(9).u32(seat),
         }
     }
 
@@ -367,12 +383,14 @@ impl Reply {
                 first_frame: c.u32()?,
                 frames: c.u32()?,
                 prefilled: c.u32()?,
+                own: c.u32()?,
                 zero_copy: c.flag()?,
             }),
             5 => Self::Registered { slot: c.u32()?, reason: c.reason()? },
             6 => Self::Done,
             7 => Self::Refused { errno: c.u32()? },
             8 => Self::Connections { ports: c.flag()? },
+            9 => Self::Hub { seat: c.u32()? },
             value => return Err(DecodeError::Unknown { what: "reply", value }),
         };
         c.end(reply)

@@ -92,38 +92,42 @@ impl StatsPage {
     pub const LEN: usize = size_of::<Self>();
 }
 
-/// A mapping of a [`StatsPage`]; unmapped on drop.
-pub struct Mapped(NonNull<StatsPage>);
+/// What may lie in memory that others write, too.
+///
+/// # Safety
+/// Atomics only, for which any bytes are valid.
+pub unsafe trait Shared {}
+
+// SAFETY: atomics only.
+unsafe impl Shared for StatsPage {}
+
+/// A mapping of a [`StatsPage`] or [`Hub`](crate::hub::Hub); unmapped on drop.
+pub struct Mapped<T: Shared = StatsPage>(NonNull<T>);
 
 // SAFETY: the page holds atomics only, and the mapping stays until the last owner drops it.
-unsafe impl Send for Mapped {}
+unsafe impl<T: Shared> Send for Mapped<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Mapped {}
+unsafe impl<T: Shared> Sync for Mapped<T> {}
 
-impl Mapped {
-    /// Maps the page behind `memfd`, which must be at least [`StatsPage::LEN`] bytes long and sealed against shrinking.
+impl<T: Shared> Mapped<T> {
+    /// Maps what is behind `memfd`, which must be long enough for a `T` and sealed against shrinking.
     ///
     /// # Errors
     /// errno of fstat(2) or mmap(2); `EINVAL` for a short file.
     pub fn new(memfd: BorrowedFd<'_>) -> Result<Self, Errno> {
-        if len_of(memfd)? < StatsPage::LEN {
+        if len_of(memfd)? < size_of::<T>() {
             return Err(Errno(libc::EINVAL));
         }
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let args =
-            [0, StatsPage::LEN, prot as usize, libc::MAP_SHARED as usize, memfd.as_raw_fd() as usize, 0];
+            [0, size_of::<T>(), prot as usize, libc::MAP_SHARED as usize, memfd.as_raw_fd() as usize, 0];
         // SAFETY: a new mapping at an address the kernel chooses; nothing else refers to it.
         let address = hoist_sys::check(unsafe { hoist_sys::syscall(libc::SYS_mmap, args) })?;
-        NonNull::new(address as *mut StatsPage).map(Self).ok_or(Errno(libc::ENOMEM))
-    }
-
-    /// Marks a fresh page as made by this version.
-    pub fn stamp(&self) {
-        self.version.store(VERSION, Relaxed);
+        NonNull::new(address as *mut T).map(Self).ok_or(Errno(libc::ENOMEM))
     }
 
     /// A reference that outlives everything: the page is never unmapped.
-    pub fn leak(self) -> &'static StatsPage {
+    pub fn leak(self) -> &'static T {
         let page = self.0;
         core::mem::forget(self);
         // SAFETY: the mapping is whole, aligned (mmap) and never removed; all fields are atomics.
@@ -131,19 +135,26 @@ impl Mapped {
     }
 }
 
-impl core::ops::Deref for Mapped {
-    type Target = StatsPage;
-    fn deref(&self) -> &StatsPage {
+impl Mapped<StatsPage> {
+    /// Marks a fresh page as made by this version.
+    pub fn stamp(&self) {
+        self.version.store(VERSION, Relaxed);
+    }
+}
+
+impl<T: Shared> core::ops::Deref for Mapped<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
         // SAFETY: the mapping is whole and lives as long as self; all fields are atomics.
         unsafe { self.0.as_ref() }
     }
 }
 
-impl Drop for Mapped {
+impl<T: Shared> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: our own mapping, and no reference outlives self.
         unsafe {
-            hoist_sys::syscall(libc::SYS_munmap, [self.0.as_ptr() as usize, StatsPage::LEN, 0, 0, 0, 0])
+            hoist_sys::syscall(libc::SYS_munmap, [self.0.as_ptr() as usize, size_of::<T>(), 0, 0, 0, 0])
         };
     }
 }
@@ -166,9 +177,9 @@ mod tests {
         let path = std::env::temp_dir().join(name);
         let file = std::fs::File::options().create_new(true).read(true).write(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(Mapped::new(file.as_fd()), Err(Errno(libc::EINVAL))));
+        assert!(matches!(Mapped::<StatsPage>::new(file.as_fd()), Err(Errno(libc::EINVAL))));
         file.set_len(StatsPage::LEN as u64).unwrap();
-        let (a, b) = (Mapped::new(file.as_fd()).unwrap(), Mapped::new(file.as_fd()).unwrap());
+        let [a, b] = [(); 2].map(|()| Mapped::<StatsPage>::new(file.as_fd()).unwrap());
         a.sockets[SOCKETS - 1].lifted_packets.store(7, Relaxed);
         assert_eq!(b.sockets[SOCKETS - 1].lifted_packets.load(Relaxed), 7);
     }

@@ -38,10 +38,10 @@ reasons! {
     NoDevice = 3, "no-device", "no device that can lift is up and carries this address; see hoist doctor";
     /// Bound to a loopback address: loopback traffic never meets a device driver.
     Loopback = 4, "loopback", "a loopback address: its traffic never meets a device driver";
-    /// A process outside this run has a socket on the same port.
-    PortShared = 5, "port-shared", "another process has a socket on this port, and lifting would take its datagrams";
-    /// Another process of this run holds the rings.
-    RingsBusy = 6, "rings-busy", "another process of this run holds the AF_XDP rings";
+    /// A socket that is not lifted could receive the same.
+    PortShared = 5, "port-shared", "another process has a socket on this port that is not lifted, and lifting would take its datagrams";
+    /// No seat for one more process.
+    RingsBusy = 6, "rings-busy", "32 processes of this run have AF_XDP rings already, or those that do belong to another user";
     /// The process forked while the socket was open: a child may read it.
     Forked = 7, "forked", "the process forked: parent and child share this socket through the kernel";
     /// The descriptor was passed to another process.

@@ -83,14 +83,14 @@ pub struct Slot {
     pub rode: AtomicU64,
     /// Segments that rode with their payload.
     pub rode_real: AtomicU64,
+    /// Whose rings it is lifted to ([`crate::hub`]).
+    pub seat: AtomicU64,
 }
 
 const _: () = {
-    assert!(size_of::<Slot>() == 112);
+    assert!(size_of::<Slot>() == 120);
     assert!(offset_of!(Slot, local) == 16 && offset_of!(Slot, remote) == 32 && offset_of!(Slot, ports) == 48);
-    assert!(
-        offset_of!(Slot, pid) == 52 && offset_of!(Slot, option) == 60 && offset_of!(Slot, rode_real) == 104
-    );
+    assert!(offset_of!(Slot, pid) == 52 && offset_of!(Slot, option) == 60 && offset_of!(Slot, seat) == 112);
 };
 
 impl Slot {

@@ -228,6 +228,7 @@ fn messages() -> Vec<Vec<u8>> {
         first_frame: 0,
         frames: 4096,
         prefilled: 2048,
+        own: 2048,
         zero_copy: false,
     };
     let replies = [

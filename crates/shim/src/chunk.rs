@@ -325,7 +325,7 @@ mod tests {
     /// A UMEM, which the process gets only one of.
     fn memory() -> &'static Memory {
         let umem = hoist_xsk::Umem::create(4, hoist_xsk::ChunkSize::K2, false).unwrap();
-        assert!(engine::ENGINE.lock().unwrap().set_memory(umem));
+        assert!(engine::ENGINE.lock().unwrap().set_memory(umem, Box::leak(hoist_ipc::hub::Hub::alone()), 0));
         engine::own();
         engine::memory().unwrap()
     }

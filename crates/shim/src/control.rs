@@ -18,7 +18,9 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 use hoist_ipc::{
-    MAX_MESSAGE, Reason, Reply, Request, VERSION, page,
+    MAX_MESSAGE, Reason, Reply, Request, VERSION,
+    hub::{Hub, SEATS},
+    page,
     tcp::{PortCounts, Slots},
 };
 use hoist_packet::{Ip, udp::ChecksumTrust};
@@ -59,6 +61,7 @@ struct Client {
     /// Rings or memory of the lease could not be taken: no socket may be lifted.
     crippled: bool,
     slots: Option<Slots>,
+    hub: Option<(&'static Hub, u8)>,
     devices: Vec<Device>,
     closed: std::collections::VecDeque<&'static Socket>,
     closed_streams: std::collections::VecDeque<&'static Stream>,
@@ -645,6 +648,7 @@ impl Client {
             gone: false,
             crippled: false,
             slots: None,
+            hub: None,
             devices: Vec::new(),
             closed: std::collections::VecDeque::new(),
             closed_streams: std::collections::VecDeque::new(),
@@ -677,6 +681,7 @@ impl Client {
         loop {
             let (reply, fd) = self.receive()?;
             let taken = match reply {
+                Reply::Hub { seat } => self.take_hub(seat, fd),
                 Reply::Umem { frames, chunk } => self.take_umem(frames, chunk, fd),
                 Reply::Device { ifindex, partial_checksum } => {
                     self.take_device(ifindex, partial_checksum, fd)
@@ -738,7 +743,7 @@ impl Client {
         else {
             return None;
         };
-        let page = page::Mapped::new(borrow(fd.as_raw_fd())).ok()?;
+        let page = page::Mapped::<page::StatsPage>::new(borrow(fd.as_raw_fd())).ok()?;
         sys::close(fd.into_raw_fd());
         engine::PAGE.store(core::ptr::from_ref(page.leak()).cast_mut(), Release);
         SPIN_US.store(spin_us, Relaxed);
@@ -748,6 +753,15 @@ impl Client {
         tcp::set_policy(policy);
         UDP.store(udp, Relaxed);
         ACTIVE.store(udp || tcp::active(), Release);
+        Some(())
+    }
+
+    fn take_hub(&mut self, seat: u32, fd: Option<OwnedFd>) -> Option<()> {
+        let seat = u8::try_from(seat).ok().filter(|seat| usize::from(*seat) < SEATS)?;
+        let fd = fd?.into_raw_fd();
+        let hub = page::Mapped::<Hub>::new(borrow(fd));
+        sys::close(fd);
+        self.hub = Some((hub.ok()?.leak(), seat));
         Some(())
     }
 
@@ -761,7 +775,8 @@ impl Client {
         // SAFETY: hide returned a descriptor that nothing else owns; the Umem lives forever.
         let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(hidden) };
         let umem = Umem::map(fd, frames, chunk).ok()?;
-        ENGINE.lock()?.set_memory(umem).then_some(())
+        let (hub, seat) = self.hub?;
+        ENGINE.lock()?.set_memory(umem, hub, seat).then_some(())
     }
 
     fn take_device(&mut self, ifindex: u32, partial: bool, fd: Option<OwnedFd>) -> Option<()> {

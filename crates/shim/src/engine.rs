@@ -17,7 +17,10 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release, SeqCst},
     fence,
 };
-use hoist_ipc::page::{RingStats, StatsPage};
+use hoist_ipc::{
+    hub::{Fill, Hub},
+    page::{RingStats, StatsPage},
+};
 use hoist_packet::udp::{self, ChecksumTrust, Datagram};
 use hoist_packet::{Refused, flow::FlowKey};
 use hoist_stream::Room;
@@ -35,6 +38,9 @@ const AHEAD: u32 = 4;
 
 /// Sockets touched by one pass that are remembered for waking; further ones are woken at once.
 const TOUCHED: usize = 32;
+
+/// Attempts in a row at a fill ring's lock.
+const ATTEMPTS: u32 = 256;
 
 /// Frames that circulate in one ring when all is calm. Fewer stay warmer in the cache; more ride out longer pauses of
 /// the program. The rest of the ring's frames is in reserve and goes out when readers hold frames back.
@@ -61,6 +67,9 @@ const META_LEN: u64 = 16;
 pub(crate) struct Memory {
     pub(crate) umem: Umem,
     pub(crate) frames: Frames,
+    /// Shared with the other processes of the run, and the place of this one in it.
+    hub: &'static Hub,
+    pub(crate) seat: u8,
     returned: [Returned; hoist_ipc::page::RINGS],
     short: [AtomicBool; hoist_ipc::page::RINGS],
 }
@@ -125,10 +134,15 @@ struct Ring {
     stats: Option<&'static RingStats>,
     /// Frames neither with the kernel nor with a socket, warmest last. Never grows past its first capacity.
     reserve: Vec<u32>,
-    /// Frames of this ring.
+    /// Frames of this queue.
     frames: u32,
-    /// How many of them sockets held at the last look.
+    /// How many of them this process may have: a part for each that shares them.
+    quota: u32,
+    /// How many it has, and how many of those sockets held at the last look.
+    mine: u32,
     held: u32,
+    /// Of the fill ring.
+    lock: &'static Fill,
     /// How many are to circulate.
     circulating: u32,
     /// The most that waited at a look, and looks since it was taken stock of.
@@ -209,6 +223,7 @@ fn pump_with(mut state: Guard<'_, State>, merged: Merged) -> bool {
     let mut found = false;
     if let Some(page) = page() {
         bump(&page.pumps, 1);
+        page.accounted.store(0, Relaxed); // an exec may have failed
     }
     for ring in 0..state.rings.len() {
         found |= state.drain(memory, ring, BATCH) > 0;
@@ -266,7 +281,7 @@ impl State {
     }
 
     /// Remembers the UMEM. A second one is refused: frames of the first may still be in use.
-    pub(crate) fn set_memory(&mut self, umem: Umem) -> bool {
+    pub(crate) fn set_memory(&mut self, umem: Umem, hub: &'static Hub, seat: u8) -> bool {
         if memory().is_some() {
             return false;
         }
@@ -274,6 +289,8 @@ impl State {
         let memory = Memory {
             umem,
             frames,
+            hub,
+            seat,
             returned: [const { Returned::new() }; hoist_ipc::page::RINGS],
             short: [const { AtomicBool::new(false) }; hoist_ipc::page::RINGS],
         };
@@ -284,9 +301,10 @@ impl State {
     /// Starts using a ring.
     pub(crate) fn add_ring(&mut self, new: NewRing) {
         let Some(memory) = memory() else { return };
+        let Some(lock) = memory.hub.fill(new.info.ring) else { return };
         let index = self.rings.len();
-        let own = new.info.first_frame..new.info.first_frame.saturating_add(new.info.frames);
-        let idle = new.info.first_frame.saturating_add(new.info.prefilled)..own.end;
+        let first = new.info.first_frame.saturating_add(new.info.prefilled);
+        let idle = first..first.saturating_add(new.info.own);
         let mut reserve = Vec::with_capacity(new.info.frames as usize);
         reserve.extend(idle.filter(|&frame| frame < memory.umem.frames()));
         let stats = page().and_then(|page| page.rings.get(new.info.ring as usize));
@@ -298,9 +316,12 @@ impl State {
             trust: new.trust,
             ifindex: new.info.ifindex,
             stats,
-            reserve,
             frames: new.info.frames,
+            quota: new.info.frames,
+            mine: reserve.len() as u32,
             held: 0,
+            lock,
+            reserve,
             circulating: most_circulating(new.info.rx_size),
             crowd: 0,
             looks: 0,
@@ -380,30 +401,34 @@ impl State {
         let datagrams = self.datagrams;
         let ring = &mut self.rings[index];
         ring.adapt(datagrams);
-        let mut want = ring.circulating.min(ring.fill.size()).saturating_sub(ring.fill.pending());
-        let mut pushed = false;
-        let at_home = ring.fill.pending() + ring.rx.pending() + ring.reserve.len() as u32;
-        ring.held = ring.frames.saturating_sub(at_home);
-        memory.short[index].store(ring.held > ring.frames / 4, Relaxed);
-        for frame in memory.returned[index].take(&memory.frames) {
-            if want > 0 && ring.fill.push(memory.umem.addr_of(frame)) {
+        let seats = memory.hub.seats.load(Relaxed).max(1);
+        ring.quota = ring.frames / seats;
+        ring.held = ring.mine.saturating_sub(ring.reserve.len() as u32);
+        memory.short[index].store(ring.held > ring.quota / 4, Relaxed);
+        // what others need must not lie in a reserve
+        let full = if seats > 1 { ring.frames / 2 } else { ring.circulating };
+        let mut want = full.min(ring.fill.size()).saturating_sub(ring.fill.pending());
+        let mut returned = memory.returned[index].take(&memory.frames).peekable();
+        let some = returned.peek().is_some() || !ring.reserve.is_empty();
+        if want == 0 || !some || !ring.lock_fill(memory) {
+            ring.reserve.extend(returned);
+        } else {
+            for frame in returned {
+                if want > 0 && ring.give(memory, frame) {
+                    want -= 1;
+                } else {
+                    ring.reserve.push(frame);
+                }
+            }
+            while want > 0 {
+                let Some(frame) = ring.reserve.pop() else { break };
+                if !ring.give(memory, frame) {
+                    ring.reserve.push(frame);
+                    break;
+                }
                 want -= 1;
-                pushed = true;
-            } else {
-                ring.reserve.push(frame);
             }
-        }
-        while want > 0 {
-            let Some(frame) = ring.reserve.pop() else { break };
-            if !ring.fill.push(memory.umem.addr_of(frame)) {
-                ring.reserve.push(frame);
-                break;
-            }
-            want -= 1;
-            pushed = true;
-        }
-        if pushed {
-            ring.fill.submit();
+            ring.unlock_fill();
         }
         if ring.fill.needs_wakeup() {
             let _ = sys::recvfrom(
@@ -434,6 +459,8 @@ impl State {
             ring.count(|stats| &stats.bad_descriptor);
             return; // whose frame it is cannot be known: it is not used again
         };
+        memory.hub.take(frame, memory.seat);
+        ring.mine += 1;
         if is_tcp(packet) {
             return self.deliver_tcp(memory, index, desc, frame, packet, trust);
         }
@@ -481,7 +508,7 @@ impl State {
         trust: ChecksumTrust,
     ) {
         let ring = &self.rings[index];
-        let room = if ring.held > ring.frames / 2 { Room::Copy } else { Room::Frame };
+        let room = if ring.held > ring.quota / 2 { Room::Copy } else { Room::Frame };
         let from = tcp::From { ring: index, tap: ring.tap, trust, room };
         match tcp::deliver(self, memory, &from, desc, frame, packet) {
             tcp::Delivered::Done => {}
@@ -592,7 +619,7 @@ impl State {
     #[inline]
     fn hoards(&self, socket: &Socket, ring: usize) -> bool {
         let ring = &self.rings[ring];
-        ring.held > ring.frames / 2 && socket.queued() > HOARD
+        ring.held > ring.quota / 2 && socket.queued() > HOARD
     }
 
     /// From here on the socket's datagrams wait in the kernel's queue, behind those that wait here, until both are read.
@@ -781,6 +808,40 @@ fn most_circulating(rx_size: u32) -> u32 {
 }
 
 impl Ring {
+    /// Has the fill ring for itself; false: another process does, for microseconds or because it was stopped. When frames are few it
+    /// is worth some attempts.
+    #[inline]
+    fn lock_fill(&mut self, memory: &Memory) -> bool {
+        let attempts = if self.fill.pending() < self.frames / 8 { ATTEMPTS } else { 1 };
+        let attempt = |_| {
+            core::hint::spin_loop();
+            self.lock.try_lock(u32::from(memory.seat) + 1)
+        };
+        let locked = (0..attempts).any(attempt);
+        if locked {
+            self.lock.begin(self.fill.take_over());
+        }
+        locked
+    }
+
+    /// Pushes a frame: in an order that tells, if this process dies, whose it is.
+    #[inline]
+    fn give(&mut self, memory: &Memory, frame: u32) -> bool {
+        let pushed = self.fill.push(memory.umem.addr_of(frame));
+        if pushed {
+            self.lock.pushed();
+            memory.hub.give(frame);
+            self.mine = self.mine.saturating_sub(1);
+        }
+        pushed
+    }
+
+    #[inline]
+    fn unlock_fill(&mut self) {
+        self.fill.submit();
+        self.lock.unlock();
+    }
+
     /// Lets more frames circulate when a crowd has waited, fewer after a long time without one. `datagrams`: lifted datagrams are
     /// lost for good when there is no frame, so there are always many.
     #[inline]

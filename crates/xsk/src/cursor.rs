@@ -120,6 +120,21 @@ impl<W: Word> Producer<W> {
         Ok(Self { producer, consumer, size, mask, next, published: next, freed, corrupt: 0 })
     }
 
+    /// Takes over where another producer of the same ring stopped: what was claimed and not published is given up. The
+    /// cursor published now.
+    #[inline]
+    pub(crate) fn take_over(&mut self) -> u32 {
+        match plausible(&self.producer, &self.consumer, self.size) {
+            Ok((next, freed)) => (self.next, self.published, self.freed) = (next, next, freed),
+            Err(_) => {
+                self.corrupt = self.corrupt.saturating_add(1);
+                self.freed = self.next.wrapping_sub(self.size); // full: nothing can be claimed
+                self.published = self.next;
+            }
+        }
+        self.next
+    }
+
     /// Slots that can be claimed. Always looks at the consumer's cursor.
     #[inline]
     pub(crate) fn free(&mut self) -> u32 {

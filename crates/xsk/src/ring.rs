@@ -113,6 +113,19 @@ impl FillRing {
         self.0.free()
     }
 
+    /// Goes on where other producers of this ring have stopped, which have mapped it too: under one lock with all of them. What was pushed
+    /// here and not submitted is given up. The producer's cursor.
+    #[inline]
+    pub fn take_over(&mut self) -> u32 {
+        self.0.take_over()
+    }
+
+    /// The address that some producer has written at cursor `at`. Right until the cursor is `size` further.
+    #[must_use]
+    pub fn entry(&self, at: u32) -> u64 {
+        self.0.entry(at)
+    }
+
     /// Adds a frame by its UMEM address; false when the ring is full. The kernel sees it after [`submit`](Self::submit).
     /// A ring of as many entries as there are frames is never full, however late the kernel moves its cursor: it does so
     /// when it delivers a packet, not when it drops one (`xsk_flush`).

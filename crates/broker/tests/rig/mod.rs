@@ -5,6 +5,7 @@
 use hoist_broker::{Broker, Config, Mode, Policy, Ports, Tcp, status::Status};
 use hoist_ipc::{
     MAX_MESSAGE, Reason, Reply, Request, RingInfo, VERSION,
+    hub::Hub,
     page::Mapped,
     tcp::{PortCounts, Slots},
 };
@@ -58,6 +59,8 @@ pub(crate) struct Rig {
 pub(crate) struct Program {
     pub(crate) channel: OwnedFd,
     pub(crate) page: Mapped,
+    pub(crate) seat: u32,
+    pub(crate) hub: Option<Mapped<Hub>>,
     pub(crate) umem: Option<Umem>,
     pub(crate) tap: Option<(OwnedFd, bool)>,
     pub(crate) rings: Vec<(RingInfo, OwnedFd)>,
@@ -100,7 +103,17 @@ impl Rig {
         let (reply, mut fds) = self.receive(ours.as_fd());
         assert!(matches!(reply, Reply::Welcome { version: VERSION, udp: true, .. }), "{reply:?}");
         let page = Mapped::new(fds.remove(0).as_fd()).unwrap();
-        Program { channel: ours, page, umem: None, tap: None, rings: Vec::new(), slots: None, ports: None }
+        Program {
+            channel: ours,
+            page,
+            seat: 0,
+            hub: None,
+            umem: None,
+            tap: None,
+            rings: Vec::new(),
+            slots: None,
+            ports: None,
+        }
     }
 
     #[track_caller]
@@ -119,6 +132,10 @@ impl Rig {
         loop {
             let (reply, mut fds) = self.receive(program.channel.as_fd());
             match reply {
+                Reply::Hub { seat } => {
+                    program.hub = Some(Mapped::new(fds.remove(0).as_fd()).unwrap());
+                    program.seat = seat;
+                }
                 Reply::Umem { frames, chunk: 2048 } => {
                     program.umem = Some(Umem::map(fds.remove(0), frames, ChunkSize::K2).unwrap());
                 }

@@ -19,7 +19,7 @@ pub(crate) fn text(status: &Status) -> String {
 fn write(out: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(out, "run {}: {}", status.pid, status.command.join(" "))?;
     for process in status.processes.iter().filter(|p| !p.ended) {
-        let rings = if process.holds_rings { ", holds the rings" } else { "" };
+        let rings = if process.holds_rings { ", has rings" } else { "" };
         writeln!(out, "  process {} ({}){rings}", process.pid, process.name)?;
     }
     status.devices.iter().try_for_each(|device| write_device(out, device))?;

@@ -387,6 +387,7 @@ fn steer(stream: &Stream, to: Steering) -> bool {
     }
     let count = tables.ports.of(slot.ports().0);
     if lift {
+        slot.seat.store(engine::memory().map_or(0, |memory| memory.seat.into()), Relaxed);
         LIFTING.fetch_add(1, SeqCst);
         count.fetch_add(1, AcqRel);
         return slot.steer(stream.cookie.load(Relaxed), to);

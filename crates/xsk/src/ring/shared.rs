@@ -178,6 +178,19 @@ impl<T: Copy> ProducerRing<T> {
     }
 
     #[inline]
+    pub(super) fn take_over(&mut self) -> u32 {
+        self.cursor.take_over()
+    }
+
+    /// What was written at cursor `at`, whoever did.
+    #[inline]
+    pub(super) fn entry(&self, at: u32) -> T {
+        let slot = at & self.size.wrapping_sub(1);
+        // SAFETY: slot < size, and size slots are valid. Volatile: another producer may write it.
+        unsafe { self.slots.add(slot as usize).read_volatile() }
+    }
+
+    #[inline]
     pub(super) fn push(&mut self, value: T) -> bool {
         let Some(slot) = self.cursor.claim() else { return false };
         // SAFETY: slot < size, and size slots are valid; the other end reads it only after submit().
