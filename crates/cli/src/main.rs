@@ -8,9 +8,11 @@
 mod out;
 
 mod bench;
+mod cpus;
 mod demo;
 mod doctor;
 mod ends;
+mod flame;
 mod rps;
 mod run;
 mod status;
@@ -34,6 +36,7 @@ enum Command {
     Run(run::Args),
     Status(status::Args),
     Doctor(doctor::Args),
+    Flame(flame::Args),
     Rps(rps::Args),
     Testbed(testbed::Args),
     Top(top::Args),
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Status(args) => status::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::Flame(args) => flame::main(&args),
         Command::Rps(args) => rps::main(&args),
         Command::Testbed(args) => testbed::main(args),
         Command::Top(args) => top::main(args),

@@ -3,17 +3,17 @@
 //! `judge` says whether a device can, `meter` what was counted; both pure. XDP and CPUMAP are `hoist_broker::rps`, the
 //! policy is `hoist_steering::Policy`, and this file runs the one on the other.
 
-mod cpus;
 mod judge;
 mod meter;
 
 use crate::{
+    cpus::Cpus,
     doctor,
     ends::{Ends, Event},
     out::{Lines, Offer},
 };
 use anyhow::{Context, Result, bail};
-use cpus::Cpus;
+
 use hoist_broker::rps::{self, Rps};
 use hoist_steering::{BUCKETS, Policy, RingCounters, random::Random};
 use meter::{Snapshot, Window};

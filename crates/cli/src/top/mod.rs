@@ -8,7 +8,7 @@ mod render;
 mod sample;
 
 use crate::out;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sample::Sample;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -67,6 +67,15 @@ fn read() -> Result<Sample> {
         calls: parsed("/proc/interrupts", |text| sample::per_cpu(text, "CAL"))?,
         devices: parsed("/proc/net/dev", sample::devices)?,
     })
+}
+
+/// Packets and bytes that a device, or all but the loopback, has received so far.
+pub(crate) fn received(device: Option<&str>) -> Result<(u64, u64)> {
+    let devices = parsed("/proc/self/net/dev", sample::devices)?;
+    let wanted = |name: &str| device.map_or(name != "lo", |device| device == name);
+    let chosen: Vec<_> = devices.iter().filter(|(name, _)| wanted(name)).map(|(_, device)| device).collect();
+    ensure!(device.is_none() || !chosen.is_empty(), "no device '{}'", device.unwrap_or_default());
+    Ok((chosen.iter().map(|device| device.packets).sum(), chosen.iter().map(|device| device.bytes).sum()))
 }
 
 fn parsed<T>(path: &str, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// CPUs in ascending order, each once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cpus(pub(super) Vec<u32>);
+pub(crate) struct Cpus(pub(crate) Vec<u32>);
 
 /// More than any kernel's NR_CPUS.
 const MOST: u32 = 8192;
@@ -31,7 +31,7 @@ const DIRECTORY: &str = "/sys/devices/system/cpu";
 
 impl Cpus {
     /// Those that are online.
-    pub(super) fn online() -> anyhow::Result<Self> {
+    pub(crate) fn online() -> anyhow::Result<Self> {
         let file = format!("{DIRECTORY}/online");
         let list =
             std::fs::read_to_string(&file).map_err(|error| anyhow::anyhow!("reading {file}: {error}"))?;
@@ -39,7 +39,7 @@ impl Cpus {
     }
 
     /// Without those that were set apart for other work (isolcpus=, nohz_full=, cpuset partitions), unless that is all.
-    pub(super) fn for_everybody(&self) -> Self {
+    pub(crate) fn for_everybody(&self) -> Self {
         let apart = |file| std::fs::read_to_string(format!("{DIRECTORY}/{file}")).unwrap_or_default();
         self.without(&[apart("isolated"), apart("nohz_full")])
     }
@@ -53,7 +53,7 @@ impl Cpus {
     }
 
     /// The first of these that is not in `others`.
-    pub(super) fn missing_in(&self, others: &Self) -> Option<u32> {
+    pub(crate) fn missing_in(&self, others: &Self) -> Option<u32> {
         self.0.iter().copied().find(|cpu| !others.0.contains(cpu))
     }
 }
