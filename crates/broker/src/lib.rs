@@ -17,6 +17,7 @@ mod error;
 pub mod launch;
 mod lease;
 mod loaders;
+pub mod napi;
 pub mod netfilter;
 mod netlink;
 mod object;

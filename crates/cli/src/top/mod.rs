@@ -9,6 +9,7 @@ mod sample;
 
 use crate::out;
 use anyhow::{Context, Result, ensure};
+use hoist_broker::napi::Napi;
 use sample::Sample;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Show the receive path as it runs: CPUs, devices, what is wrong.
 ///
-/// Needs neither root nor a run of Hoist. Columns: docs/top.md.
+/// Needs no run of Hoist, and root only to count NAPI polls. Columns: docs/top.md.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Time between two samples, in milliseconds.
@@ -37,10 +38,15 @@ pub(crate) struct Args {
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let count = if args.once { 1 } else { args.count.unwrap_or(u64::MAX) };
     let screen = !args.json && count > 1 && io::stdout().is_terminal();
-    let (mut before, mut taken) = (read()?, Instant::now());
+    let napi = Napi::watch();
+    if let Err(why) = &napi {
+        tell_line!("hoist: NAPI polls are not shown (CAP_BPF and CAP_PERFMON, or root): {why}");
+    }
+    let napi = napi.ok();
+    let (mut before, mut taken) = (read(napi.as_ref())?, Instant::now());
     for _ in 0..count {
         sleep(Duration::from_millis(args.interval_ms));
-        let (after, seconds) = (read()?, taken.elapsed().as_secs_f64());
+        let (after, seconds) = (read(napi.as_ref())?, taken.elapsed().as_secs_f64());
         taken = Instant::now();
         let report = rates::report(&before, &after, seconds);
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { render::text(&report) };
@@ -59,8 +65,10 @@ fn on_screen(text: &str) -> String {
     format!("\x1b[H{}\x1b[K\n\x1b[J", fitting.join("\x1b[K\n"))
 }
 
-fn read() -> Result<Sample> {
+fn read(napi: Option<&Napi>) -> Result<Sample> {
+    let polls = napi.map(Napi::counts).transpose().context("top")?.unwrap_or_default();
     Ok(Sample {
+        napi: (0..).zip(polls).collect(),
         softnet: parsed("/proc/net/softnet_stat", sample::softnet)?,
         times: parsed("/proc/stat", sample::times)?,
         net_rx: parsed("/proc/softirqs", |text| sample::per_cpu(text, "NET_RX"))?,

@@ -1,6 +1,7 @@
 //! Two samples to rates, and rates to findings. Pure.
 
 use super::sample::{Device, Sample, Softnet};
+use hoist_broker::napi::Polls;
 use serde::Serialize;
 
 /// What happened in an interval.
@@ -27,6 +28,17 @@ pub(super) struct CpuRates {
     pub(super) softirq_percent: u64,
     pub(super) net_rx: Option<u64>,
     pub(super) function_call_ipis: Option<u64>,
+    pub(super) napi: Option<NapiRates>,
+}
+
+/// NAPI polls of a CPU, events a second.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct NapiRates {
+    pub(super) polls: u64,
+    /// Packets of a poll, mean.
+    pub(super) work_per_poll: f64,
+    /// Polls that used up their budget.
+    pub(super) full: u64,
 }
 
 /// A device: events a second.
@@ -81,7 +93,16 @@ fn cpu_rates(
         softirq_percent: percent(was.map(|t| t.softirq_ticks), is.map(|t| t.softirq_ticks)),
         net_rx: counted(before.net_rx.get(&cpu), after.net_rx.get(&cpu)),
         function_call_ipis: counted(before.calls.get(&cpu), after.calls.get(&cpu)),
+        napi: napi_rates(before.napi.get(&cpu), after.napi.get(&cpu), seconds),
     }
+}
+
+fn napi_rates(old: Option<&Polls>, new: Option<&Polls>, seconds: f64) -> Option<NapiRates> {
+    let (old, new) = (old?, new?);
+    let since = |of: fn(&Polls) -> u64| of(new).saturating_sub(of(old));
+    let (polls, work) = (since(|p| p.polls), since(|p| p.work));
+    let work_per_poll = (work as f64 / polls.max(1) as f64 * 10.0).round() / 10.0;
+    Some(NapiRates { polls: rate(polls, seconds), work_per_poll, full: rate(since(|p| p.full), seconds) })
 }
 
 fn device_rates(name: &str, old: &Device, new: &Device, seconds: f64) -> DeviceRates {
@@ -135,6 +156,7 @@ mod tests {
             net_rx: sample::per_cpu(&format!(" CPU1\nNET_RX: {packets}\n"), "NET_RX").unwrap(),
             calls: sample::per_cpu(" CPU1\nNET_RX: 1\n", "CAL").unwrap(),
             devices: sample::devices(&device).unwrap(),
+            napi: [(1, Polls { polls: packets / 4, work: packets, full: ticks })].into(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the kernel shows in /proc, parsed. Pure.
 
 use anyhow::{Context, Result, ensure};
+use hoist_broker::napi::Polls;
 use std::collections::BTreeMap;
 
 /// Counts since boot, by CPU and by device.
@@ -11,6 +12,8 @@ pub(super) struct Sample {
     pub(super) net_rx: BTreeMap<u32, u64>,
     pub(super) calls: BTreeMap<u32, u64>,
     pub(super) devices: BTreeMap<String, Device>,
+    /// By CPU; none where it may not be counted.
+    pub(super) napi: BTreeMap<u32, Polls>,
 }
 
 /// A line of `softnet_seq_show` (net/core/net-procfs.c). Counters wrap at 32 bits.
