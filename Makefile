@@ -8,7 +8,7 @@ CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 demo: build
-	$(SUDO) target/release/hoist demo
+	$(SUDO) target/release/hoist demo --report target/demo.html
 
 # Everything: format, lints, unit and property tests, the model checker, and the tests that need root.
 test: deps lint build

@@ -15,7 +15,7 @@ mod made_up;
 mod number;
 mod others;
 mod pace;
-mod page;
+pub(crate) mod page;
 mod peers;
 pub(crate) mod plan;
 mod program;

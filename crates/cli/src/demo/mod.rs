@@ -2,11 +2,13 @@
 
 mod dns;
 mod flood;
+mod report;
 mod server;
 mod show;
 pub(crate) mod tools;
 
 use crate::bench::{Favoured, Signals, plan::Plan, session};
+use crate::flame::Drawn;
 use anyhow::{Context, Result};
 use hoist_broker::status::{Status, Traffic};
 use hoist_wire::{Precedence, Testbed};
@@ -26,6 +28,9 @@ pub(crate) struct Args {
     /// One JSON object at the end, and nothing before
     #[arg(long)]
     json: bool,
+    /// Where the page with figures and flame graphs goes
+    #[arg(long, value_name = "FILE", default_value = "hoist-demo.html")]
+    report: PathBuf,
 }
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
@@ -39,9 +44,12 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let testbed = Testbed::builder().up()?;
     let stage = Stage { directory: Directory::make(testbed.name())?, testbed, signals, quiet: args.json };
     stage.say(show::HEAD);
-    let flood = stage.flood(plan)?;
+    let (flood, flames) = stage.flood(plan)?;
     let dns = dns::run(&stage, &tools)?;
-    let found = Found::of(flood, dns);
+    let mut found = Found::of(flood, dns);
+    let page = report::html(&found, &flames);
+    fs::write(&args.report, page).with_context(|| format!("writing {}", args.report.display()))?;
+    found.report = Some(args.report);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&found)?);
     } else {
@@ -60,9 +68,9 @@ struct Stage {
 
 impl Stage {
     /// While it lasts, the generator has its own CPU to itself.
-    fn flood(&self, plan: Plan) -> Result<Vec<flood::Row>> {
+    fn flood(&self, plan: Plan) -> Result<(Vec<flood::Row>, Vec<Drawn>)> {
         let _favoured = Favoured::session();
-        flood::run(self, plan)
+        Ok((flood::run(self, plan.clone())?, flood::flames(self, plan)?))
     }
 
     fn say(&self, text: &str) {
@@ -144,6 +152,8 @@ struct Found {
     dns: Vec<dns::Round>,
     /// Of every hoisted run together.
     hoisted: Counted,
+    /// The page.
+    report: Option<PathBuf>,
 }
 
 impl Found {
@@ -151,7 +161,7 @@ impl Found {
         let runs =
             udp.iter().map(|row| &row.counted).chain(dns.iter().filter_map(|round| round.hoisted.counted()));
         let hoisted = runs.fold(Counted::default(), |sum, run| sum.plus(run));
-        Self { udp, dns, hoisted }
+        Self { udp, dns, hoisted, report: None }
     }
 }
 

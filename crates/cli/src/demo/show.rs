@@ -71,12 +71,18 @@ pub(super) fn end(found: &Found) -> String {
             counted.mode
         ),
         String::new(),
+        format!("Figures and two flame graphs, where the receiving CPU's time goes plain and hoisted: {}", page(found)),
+        String::new(),
         "Next:  hoist doctor            what this machine can do, and what would mend the rest".into(),
         "       hoist bench             the same question measured with care, against a tuned kernel too".into(),
         "       hoist run -- PROGRAM    your own server".into(),
         "       SPEC.md                 what holds, with figures and their commands".into(),
     ]
     .join("\n")
+}
+
+fn page(found: &Found) -> String {
+    found.report.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 fn flood_verdict(rows: &[Row]) -> String {

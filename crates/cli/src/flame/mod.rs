@@ -26,6 +26,8 @@ use std::{
     os::{fd::AsFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, ExitStatus},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 use table::{Facts, Report};
@@ -54,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=86400))]
     seconds: Option<u32>,
     /// Samples a second on each CPU.
-    #[arg(long, default_value_t = 997, value_parser = clap::value_parser!(u64).range(1..=20000))]
+    #[arg(long, default_value_t = HZ, value_parser = clap::value_parser!(u64).range(1..=20000))]
     hz: u64,
     /// Where the graph goes.
     #[arg(long, value_name = "FILE", default_value = "flame.svg")]
@@ -86,6 +88,45 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     sample(args)
 }
+
+/// A flame graph for who has a page of his own.
+pub(crate) struct Drawn {
+    pub(crate) title: String,
+    pub(crate) svg: String,
+    pub(crate) table: String,
+}
+
+/// Samples one CPU while `run` does something by programs that it starts; `received`: packets and bytes that it brought.
+pub(crate) fn during<T>(
+    title: &str,
+    cpu: u32,
+    run: impl FnOnce() -> Result<T>,
+    received: impl FnOnce(&T) -> (u64, u64),
+) -> Result<(T, Drawn)> {
+    let mut sampler = Sampler::on(vec![cpu], Target::Command(std::process::id()), HZ)?;
+    let (over, begin) = (AtomicBool::new(false), Instant::now());
+    let result = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                thread::sleep(Duration::from_millis(100));
+                sampler.take();
+            }
+        });
+        let result = run();
+        over.store(true, Relaxed);
+        result
+    })?;
+    let (mut folded, mut facts) = sampler.finish();
+    facts.seconds = begin.elapsed().as_secs_f64();
+    (facts.packets, facts.bytes) = received(&result);
+    let idle = table::without_idle(&mut folded);
+    let report = table::report(&folded, idle, facts);
+    let parts = report.stages.iter().map(|share| (share.stage, share.share)).collect();
+    let (title, svg) = (title.to_owned(), graph::svg(title, &folded, &parts));
+    Ok((result, Drawn { title, svg, table: report.text() }))
+}
+
+const HZ: u64 = 997;
 
 fn read(file: &Path) -> Result<Folded> {
     let bytes = fs::read(file).with_context(|| format!("flame: reading {}", file.display()))?;

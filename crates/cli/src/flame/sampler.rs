@@ -47,7 +47,11 @@ pub(super) struct Sampler {
 
 impl Sampler {
     pub(super) fn start(target: Target, hz: u64) -> Result<Self> {
-        let cpus = Cpus::online()?.0;
+        Self::on(Cpus::online()?.0, target, hz)
+    }
+
+    /// On some CPUs only.
+    pub(super) fn on(cpus: Vec<u32>, target: Target, hz: u64) -> Result<Self> {
         let mut facts = Facts { hz, cpus: cpus.len(), ..Facts::default() };
         let rings = match open(&cpus, hz, &[Scope::Everything]) {
             Err(error) if refused(&error) => user_code_only(target, &cpus, hz, &error, &mut facts)?,

@@ -173,6 +173,7 @@ impl Sink {
         while !self.over() {
             match self.take(&sockets[0]) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock && self.tally.packets > 0 => break,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {} // nothing has come yet
                 other => other?,
             }
         }
