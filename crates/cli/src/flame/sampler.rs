@@ -108,6 +108,7 @@ impl Sampler {
         let mut user = vec![self.name(sample.pid, sample.tid)];
         if !stranger {
             user.extend(sample.user.iter().rev().map(|address| self.symbols.user(sample.pid, *address)));
+            user.dedup_by(|a, b| a == b && a.starts_with('[')); // a walk without frame pointers leads nowhere
         } else {
             user.push(stage::STRANGER.into());
         }
