@@ -1,6 +1,6 @@
 //! What is held, and how a segment finds its flow: the last flow first, then by tag, then by addresses and ports.
 
-use super::{MAX_FLOWS, Merged, headers::Headers};
+use super::{MAX_FLOWS, Merged, engine::Store, headers::Headers};
 
 /// At most one packet a flow.
 #[derive(Clone, Debug)]
@@ -36,15 +36,6 @@ impl<const FLOWS: usize> Table<FLOWS> {
         self.used == 0
     }
 
-    /// The slot of the flow that these headers are of.
-    #[inline(always)]
-    pub(super) fn find(&mut self, headers: &Headers<'_>) -> Option<usize> {
-        if self.holds(self.last, headers) {
-            return Some(self.last);
-        }
-        if self.used == 0 { None } else { self.search(headers) }
-    }
-
     fn search(&mut self, headers: &Headers<'_>) -> Option<usize> {
         let tag = headers.tag();
         let slot = slots(self.used).find(|&slot| self.tags[slot] == tag && self.holds(slot, headers))?;
@@ -56,24 +47,31 @@ impl<const FLOWS: usize> Table<FLOWS> {
     fn holds(&self, slot: usize, headers: &Headers<'_>) -> bool {
         self.used >> (slot % FLOWS) & 1 == 1 && self.held[slot % FLOWS].same_flow(headers)
     }
+}
 
-    /// A packet that was found or is the oldest.
+impl<const FLOWS: usize> Store for Table<FLOWS> {
     #[inline(always)]
-    pub(super) fn held_mut(&mut self, slot: usize) -> &mut Merged {
+    fn find(&mut self, headers: &Headers<'_>) -> Option<usize> {
+        if self.holds(self.last, headers) {
+            return Some(self.last);
+        }
+        if self.used == 0 { None } else { self.search(headers) }
+    }
+
+    #[inline(always)]
+    fn held_mut(&mut self, slot: usize) -> &mut Merged {
         &mut self.held[slot % FLOWS]
     }
 
-    /// The oldest if there is no room for another.
-    pub(super) fn crowded(&self) -> Option<usize> {
+    fn crowded(&self) -> Option<usize> {
         if self.used == self.allowed { self.oldest() } else { None }
     }
 
-    pub(super) fn oldest(&self) -> Option<usize> {
+    fn oldest(&self) -> Option<usize> {
         slots(self.used).max_by_key(|&slot| self.clock.wrapping_sub(self.born[slot]))
     }
 
-    /// Holds the first of a flow; the caller has made room.
-    pub(super) fn insert(&mut self, headers: &Headers<'_>, first: Merged) {
+    fn insert(&mut self, headers: &Headers<'_>, first: Merged) {
         let slot = (!self.used & self.allowed).trailing_zeros() as usize % FLOWS;
         self.held[slot] = first;
         self.tags[slot] = headers.tag();
@@ -84,7 +82,7 @@ impl<const FLOWS: usize> Table<FLOWS> {
     }
 
     #[inline(always)]
-    pub(super) fn remove(&mut self, slot: usize) {
+    fn remove(&mut self, slot: usize) {
         self.used &= !(1 << (slot % FLOWS));
     }
 }
