@@ -47,7 +47,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 8, bytes: MAX_BYTES, segments: u32::MAX }
+        Self { flows: MAX_FLOWS, bytes: MAX_BYTES, segments: u32::MAX }
     }
 }
 
