@@ -2,6 +2,9 @@
 
 use super::{MAX_FLOWS, Merged, engine::Store, headers::Headers};
 
+/// No slot: the end of a chain or of the row.
+const NONE: u8 = u8::MAX;
+
 /// At most one packet a flow.
 #[derive(Clone, Debug)]
 pub(super) struct Table<const FLOWS: usize> {
@@ -10,10 +13,9 @@ pub(super) struct Table<const FLOWS: usize> {
     /// Slots that may be used, a bit each.
     allowed: u64,
     last: usize,
-    /// Order of insertion, modulo 2^32.
-    clock: u32,
     tags: [u32; FLOWS],
-    born: [u32; FLOWS],
+    chains: Chains<FLOWS>,
+    row: Row<FLOWS>,
     held: [Merged; FLOWS],
 }
 
@@ -24,9 +26,9 @@ impl<const FLOWS: usize> Table<FLOWS> {
             used: 0,
             allowed: u64::MAX >> (MAX_FLOWS - flows),
             last: 0,
-            clock: 0,
             tags: [0; FLOWS],
-            born: [0; FLOWS],
+            chains: Chains { first: [NONE; FLOWS], next: [NONE; FLOWS] },
+            row: Row { oldest: NONE, newest: NONE, older: [NONE; FLOWS], newer: [NONE; FLOWS] },
             held: [const { Merged::EMPTY }; FLOWS],
         }
     }
@@ -38,7 +40,7 @@ impl<const FLOWS: usize> Table<FLOWS> {
 
     fn search(&mut self, headers: &Headers<'_>) -> Option<usize> {
         let tag = headers.tag();
-        let slot = slots(self.used).find(|&slot| self.tags[slot] == tag && self.holds(slot, headers))?;
+        let slot = self.chains.of(tag).find(|&slot| self.tags[slot] == tag && self.holds(slot, headers))?;
         self.last = slot;
         Some(slot)
     }
@@ -68,29 +70,89 @@ impl<const FLOWS: usize> Store for Table<FLOWS> {
     }
 
     fn oldest(&self) -> Option<usize> {
-        slots(self.used).max_by_key(|&slot| self.clock.wrapping_sub(self.born[slot]))
+        (self.row.oldest != NONE).then_some(self.row.oldest.into())
     }
 
     fn insert(&mut self, headers: &Headers<'_>, first: Merged) {
         let slot = (!self.used & self.allowed).trailing_zeros() as usize % FLOWS;
+        let tag = headers.tag();
         self.held[slot] = first;
-        self.tags[slot] = headers.tag();
-        self.born[slot] = self.clock;
-        self.clock = self.clock.wrapping_add(1);
+        self.tags[slot] = tag;
+        self.chains.push(tag, slot);
+        self.row.push(slot);
         self.used |= 1 << slot;
         self.last = slot;
     }
 
     #[inline(always)]
     fn remove(&mut self, slot: usize) {
-        self.used &= !(1 << (slot % FLOWS));
+        let slot = slot % FLOWS;
+        self.used &= !(1 << slot);
+        self.chains.remove(self.tags[slot], slot);
+        self.row.remove(slot);
     }
 }
 
-fn slots(mut bits: u64) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        let slot = bits.trailing_zeros() as usize;
-        bits &= bits.wrapping_sub(1);
-        (slot < MAX_FLOWS).then_some(slot)
-    })
+/// Slots by some bits of their tags.
+#[derive(Clone, Debug)]
+struct Chains<const FLOWS: usize> {
+    first: [u8; FLOWS],
+    next: [u8; FLOWS],
+}
+
+impl<const FLOWS: usize> Chains<FLOWS> {
+    fn of(&self, tag: u32) -> impl Iterator<Item = usize> {
+        let mut at = self.first[tag as usize % FLOWS];
+        core::iter::from_fn(move || {
+            let slot = (at != NONE).then_some(usize::from(at) % FLOWS)?;
+            at = self.next[slot];
+            Some(slot)
+        })
+    }
+
+    fn push(&mut self, tag: u32, slot: usize) {
+        let first = &mut self.first[tag as usize % FLOWS];
+        self.next[slot] = core::mem::replace(first, slot as u8);
+    }
+
+    fn remove(&mut self, tag: u32, slot: usize) {
+        let next = self.next[slot];
+        let before = self.of(tag).find(|&before| usize::from(self.next[before]) == slot);
+        match before {
+            Some(before) => self.next[before] = next,
+            None => self.first[tag as usize % FLOWS] = next,
+        }
+    }
+}
+
+/// Slots in the order in which they were taken.
+#[derive(Clone, Debug)]
+struct Row<const FLOWS: usize> {
+    oldest: u8,
+    newest: u8,
+    older: [u8; FLOWS],
+    newer: [u8; FLOWS],
+}
+
+impl<const FLOWS: usize> Row<FLOWS> {
+    fn push(&mut self, slot: usize) {
+        self.older[slot] = self.newest;
+        self.newer[slot] = NONE;
+        match core::mem::replace(&mut self.newest, slot as u8) {
+            NONE => self.oldest = slot as u8,
+            before => self.newer[usize::from(before) % FLOWS] = slot as u8,
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let (older, newer) = (self.older[slot], self.newer[slot]);
+        match older {
+            NONE => self.oldest = newer,
+            older => self.newer[usize::from(older) % FLOWS] = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => self.older[usize::from(newer) % FLOWS] = older,
+        }
+    }
 }
