@@ -253,6 +253,7 @@ fn names_and_numbers_that_make_no_sense_are_usage_errors() {
         (&["gro", "--simulate"][..], "hoist bench steering --simulate"),
         (&["gro", "--sides", "kernel"][..], "gro has no testbed"),
         (&["gro", "--size", "100"][..], "gro has no testbed"),
+        (&["all", "gro-wire"][..], "goes with no other bench"),
         (&["gro", "--repeats", "0"][..], "--repeats"),
         (&["gro", "--flows", "0"][..], "--flows"),
     ];
@@ -291,6 +292,29 @@ fn steering_is_simulated_and_kept_and_the_same_seed_brings_the_same() {
     };
     assert!(median("hoist", "busiest ring", 8.0) < 1.1 && median("hash", "busiest ring", 8.0) > 1.2);
     assert!(rows.iter().filter(|row| row["metric"] == "could be overtaken").all(|row| row["median"] == 0.0));
+}
+
+#[test]
+fn the_kernels_gro_merges_what_the_lab_says_it_would() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap();
+    let out = output(&["gro-wire", "--quick", "--repeats", "1", "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", complaint(&out));
+    let document: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let rows = document["rows"].as_array().unwrap();
+    let ratios = |side: &str| {
+        let is_it = |row: &&Value| row["side"] == side && row["metric"] == "merge ratio";
+        rows.iter().filter(is_it).map(|row| row["median"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let (kernel, lab) = (ratios("kernel"), ratios("lab"));
+    assert_eq!((kernel.len(), lab.len()), (4, 4), "one flow and a thousand, of one host and of many");
+    // a machine that is disturbed has short polls, so only what holds of both is asked for
+    for ratios in [kernel, lab] {
+        assert!(ratios.iter().all(|ratio| *ratio > 1.0) && ratios[0] > 3.0 * ratios[1], "{ratios:?}");
+    }
+    assert!(left_behind().is_empty());
 }
 
 /// It needs nothing, too.

@@ -39,6 +39,18 @@ fn side_of(settings: &Value, bench: &str, side: &str) -> String {
     if bench == Kind::Gro.name() {
         return gro::side(side).into();
     }
+    if bench == Kind::GroWire.name() {
+        return match side {
+            "kernel" => {
+                "the lab's segments from a packet socket, veth without a hash; CPU time is NAPI's, all of it"
+                    .into()
+            }
+            "lab" => {
+                "what `hoist bench gro` says of the same segments in polls of 64, one bucket of 8".into()
+            }
+            _ => String::new(),
+        };
+    }
     match (side, family(bench)) {
         ("kernel", Family::Passed) => format!("the program as is, nice 0, {rcvbuf}"),
         ("hoist", Family::Passed) => "the same program, with Hoist attached to the device for another; \

@@ -230,6 +230,9 @@ fn make(directory: &Path) -> Result<()> {
 }
 
 fn run(how: &How, kinds: &[Kind]) -> Result<ExitCode> {
+    if kinds.contains(&Kind::GroWire) && kinds.len() > 1 {
+        conflict("gro-wire sets up the testbed for itself: it goes with no other bench");
+    }
     let plan = plan(how)?;
     if let Some(code) = session::apart()? {
         return Ok(code);

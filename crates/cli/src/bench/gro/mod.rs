@@ -9,18 +9,22 @@ use super::{
     host::{self, Host},
     kinds::Kind,
 };
+pub(super) use scenes::FLOWS;
+pub(super) use traffic::{Arrival, Hosts, MSS, Traffic};
+
 use anyhow::Result;
-use play::{Matcher, Outcome};
+use hoist_packet::gro::lab::{Hash, Order, Setup};
+use play::{Matcher, Outcome, Way};
 use scenes::{Case, Scene};
 use std::io::{IsTerminal, stderr};
 
-const CPU: Metric = Metric::less("CPU time", "ns/segment");
+pub(super) const CPU: Metric = Metric::less("CPU time", "ns/segment");
 const TO_KERNEL: Metric = Metric::less("CPU time to kernel", "x");
 const VISITED: Metric = Metric::less("walked", "packets/segment");
 const HASHES: Metric = Metric::part("compared hashes", "a segment");
 const L3: Metric = Metric::part("compared addresses", "a segment");
 const L4: Metric = Metric::part("compared ports", "a segment");
-const MERGED: Metric = Metric::more("merge ratio", "segments/packet");
+pub(super) const MERGED: Metric = Metric::more("merge ratio", "segments/packet");
 const EVICTED: Metric = Metric::less("evicted", "%");
 const POLLED: Metric = Metric::part("end of poll", "%");
 const CLOSED: Metric = Metric::part("complete", "%");
@@ -97,6 +101,11 @@ fn document(repeats: usize, segments: usize, rows: &Rows) -> Document {
                 .into(),
         ],
     }
+}
+
+/// What the kernel would merge of a stream without a hash, in full polls.
+pub(super) fn predicted(stream: &[Arrival]) -> f64 {
+    Way::Lab(Setup::of(Order::Kernel, Hash::None)).look(stream, Scene::BASE.poll).merge_ratio()
 }
 
 /// One sample of each side: all of them take the same segments.

@@ -10,7 +10,7 @@ use hoist_packet::{
 use hoist_steering::random::{Random, Zipf, mix};
 
 /// Payload bytes of a segment.
-pub(super) const MSS: usize = 1448;
+pub(crate) const MSS: usize = 1448;
 /// A segment's bytes in its frame, at most.
 const FRAME: usize = MAX_HEADERS + MSS;
 /// No-operation twice, then timestamps (RFC 7323).
@@ -18,23 +18,23 @@ const OPTIONS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
 
 /// Who sends, and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Traffic {
-    pub(super) flows: u64,
+pub(crate) struct Traffic {
+    pub(crate) flows: u64,
     /// Zipf's exponent: 0 is all alike.
-    pub(super) exponent: f64,
-    pub(super) hosts: Hosts,
-    pub(super) v6: bool,
+    pub(crate) exponent: f64,
+    pub(crate) hosts: Hosts,
+    pub(crate) v6: bool,
     /// Segments that a flow sends before it is another's turn.
-    pub(super) train: u32,
+    pub(crate) train: u32,
     /// Trains that come at the same time: their segments mix.
-    pub(super) at_once: usize,
+    pub(crate) at_once: usize,
     /// The last segment of a train has PSH.
-    pub(super) pushes: bool,
+    pub(crate) pushes: bool,
 }
 
 /// Who the flows are of.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Hosts {
+pub(crate) enum Hosts {
     /// One host with a port for each flow.
     One,
     /// A host for each flow, with a port that it chose by itself.
@@ -45,15 +45,15 @@ pub(super) enum Hosts {
 
 /// A segment without its payload.
 #[derive(Clone, Debug)]
-pub(super) struct Arrival {
-    pub(super) headers: [u8; MAX_HEADERS],
-    pub(super) segment: Segment,
+pub(crate) struct Arrival {
+    pub(crate) headers: [u8; MAX_HEADERS],
+    pub(crate) segment: Segment,
     /// The device's hash.
-    pub(super) hash: u32,
+    pub(crate) hash: u32,
 }
 
 impl Traffic {
-    pub(super) const BASE: Self = Self {
+    pub(crate) const BASE: Self = Self {
         flows: 1_000,
         exponent: 0.0,
         hosts: Hosts::One,
@@ -64,7 +64,7 @@ impl Traffic {
     };
 
     /// So many segments. The same seed gives the same.
-    pub(super) fn stream(&self, seed: u64, segments: usize) -> Result<Vec<Arrival>> {
+    pub(crate) fn stream(&self, seed: u64, segments: usize) -> Result<Vec<Arrival>> {
         let mut sent = vec![0u32; self.flows as usize];
         let mut frame = vec![0; FRAME];
         let turns = self.turns(seed, segments).into_iter();

@@ -5,6 +5,7 @@
 
 mod app;
 mod flows;
+mod gro_wire;
 mod lossless;
 mod overload;
 mod pass_cost;
@@ -46,6 +47,8 @@ pub(crate) enum Kind {
     Steering,
     /// Ways to find a segment's flow in GRO, in memory: the kernel's order and others.
     Gro,
+    /// The kernel's own GRO, by what it merges and takes for it. Not part of all.
+    GroWire,
     /// Every one of them that is measured on a testbed.
     All,
 }
@@ -82,6 +85,7 @@ impl Kind {
             Self::PassCost => "pass-cost",
             Self::Steering => "steering",
             Self::Gro => "gro",
+            Self::GroWire => "gro-wire",
             Self::All => "all",
         }
     }
@@ -102,6 +106,7 @@ impl Kind {
             }
             Self::Steering => "How evenly rings share flows, and what packets wait for",
             Self::Gro => "What GRO takes for a segment, by the order in which it matches",
+            Self::GroWire => "What the kernel's own GRO merges, beside what the lab says of it",
             Self::All => "",
         }
     }
@@ -122,6 +127,7 @@ impl Kind {
             Self::TcpRr => rr::prepare(stage, rr::Transport::Tcp),
             Self::App => app::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
+            Self::GroWire => gro_wire::prepare(stage),
             Self::Steering | Self::Gro => anyhow::bail!("`{}` is in memory: it has no testbed", self.name()),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
@@ -130,13 +136,14 @@ impl Kind {
 
 /// What the figures of a bench show; none of one that this program does not know.
 pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
-    let mut known = Kind::EACH.iter().chain(&[Kind::Steering, Kind::Gro]);
+    let mut known = Kind::EACH.iter().chain(&[Kind::Steering, Kind::Gro, Kind::GroWire]);
     known.find(|kind| kind.name() == bench).map(|kind| kind.title())
 }
 
 /// Whether a metric that explains another is in the tables.
 pub(crate) fn is_told(bench: &str, metric: &str) -> bool {
     bench == Kind::Gro.name() && gro::is_told(metric)
+        || bench == Kind::GroWire.name() && gro_wire::is_told(metric)
 }
 
 /// Whether a metric is drawn at the points of a name: the tables have all of them.
