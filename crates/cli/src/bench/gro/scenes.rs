@@ -104,7 +104,7 @@ fn by_flows(cases: &mut Vec<Case>, quick: bool) {
             ),
         ]);
     }
-    let flows: &[u64] = if quick { &[1, 100, 10_000] } else { &[1, 2, 4, 8, 16, 32, 64, 100, 1_000, 10_000] };
+    let flows: &[u64] = if quick { &[1, 100, 10_000] } else { &FLOWS };
     for (name, scene) in named {
         cases.extend(flows.iter().map(|&flows| Case {
             point: Point::of(name, flows as f64, "flows"),
