@@ -163,6 +163,9 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         None if args.how.simulate || args.list.contains(&Kind::Steering) => {
             simulated(&args.how, &kinds(&args.list))?;
         }
+        None if args.list.contains(&Kind::GroWire) && distinct(args.list.iter().copied()).len() > 1 => {
+            conflict("gro-wire sets up the testbed for itself: it goes with no other bench")
+        }
         None if args.list.contains(&Kind::Gro) => matched(&args.how, &kinds(&args.list))?,
         None => return run(&args.how, &kinds(&args.list)),
     }
@@ -230,9 +233,6 @@ fn make(directory: &Path) -> Result<()> {
 }
 
 fn run(how: &How, kinds: &[Kind]) -> Result<ExitCode> {
-    if kinds.contains(&Kind::GroWire) && kinds.len() > 1 {
-        conflict("gro-wire sets up the testbed for itself: it goes with no other bench");
-    }
     let plan = plan(how)?;
     if let Some(code) = session::apart()? {
         return Ok(code);
