@@ -248,6 +248,14 @@ fn names_and_numbers_that_make_no_sense_are_usage_errors() {
         (&["steering"][..], "--simulate"),
         (&["udp-rr", "--simulate"][..], "hoist bench steering --simulate"),
         (&["steering", "--simulate", "--size", "100"][..], "--size"),
+        (&["gro", "udp-rr"][..], "gro has no testbed"),
+        (&["all", "gro"][..], "gro has no testbed"),
+        (&["gro", "--simulate"][..], "hoist bench steering --simulate"),
+        (&["gro", "--sides", "kernel"][..], "gro has no testbed"),
+        (&["gro", "--size", "100"][..], "gro has no testbed"),
+        (&["all", "gro-wire"][..], "goes with no other bench"),
+        (&["gro", "--repeats", "0"][..], "--repeats"),
+        (&["gro", "--flows", "0"][..], "--flows"),
     ];
     for (arguments, why) in wrong {
         let out = output(arguments);
@@ -284,6 +292,67 @@ fn steering_is_simulated_and_kept_and_the_same_seed_brings_the_same() {
     };
     assert!(median("hoist", "busiest ring", 8.0) < 1.1 && median("hash", "busiest ring", 8.0) > 1.2);
     assert!(rows.iter().filter(|row| row["metric"] == "could be overtaken").all(|row| row["median"] == 0.0));
+}
+
+#[test]
+fn the_kernels_gro_merges_what_the_lab_says_it_would() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap();
+    let out = output(&["gro-wire", "--quick", "--repeats", "1", "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", complaint(&out));
+    let document: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let rows = document["rows"].as_array().unwrap();
+    let ratios = |side: &str| {
+        let is_it = |row: &&Value| row["side"] == side && row["metric"] == "merge ratio";
+        rows.iter().filter(is_it).map(|row| row["median"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let (kernel, lab) = (ratios("kernel"), ratios("lab"));
+    assert_eq!((kernel.len(), lab.len()), (4, 4), "one flow and a thousand, of one host and of many");
+    // a machine that is disturbed has short polls, so only what holds of both is asked for
+    for ratios in [kernel, lab] {
+        assert!(ratios.iter().all(|ratio| *ratio > 1.0) && ratios[0] > 3.0 * ratios[1], "{ratios:?}");
+    }
+    assert!(left_behind().is_empty());
+}
+
+/// It needs nothing, too.
+#[test]
+fn gro_is_matched_in_memory_and_kept_and_only_times_differ_between_runs() {
+    let directory = Directory::new("gro");
+    let run = |name: &str| {
+        let kept = directory.0.join(name).display().to_string();
+        let out = output(&["gro", "--quick", "--repeats", "1", "--json", "--save", &kept]);
+        assert_eq!(out.status.code(), Some(0), "{}", complaint(&out));
+        for file in ["run.json", "index.html", "gro.svg"] {
+            assert!(Path::new(&kept).join(file).exists(), "{file}");
+        }
+        let document: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let rows = document["rows"].as_array().unwrap().clone();
+        let (times, counts): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| row["metric"].as_str().unwrap().starts_with("CPU time"));
+        assert!(times.iter().all(|row| row["median"].as_f64().unwrap() > 0.0));
+        counts
+    };
+    let rows = run("one");
+    assert_eq!(rows, run("two"));
+    let median = |side: &str, metric: &str| {
+        let is_it = |row: &&Value| {
+            row["side"] == side
+                && row["metric"] == metric
+                && row["point"]["name"] == "flows of one host, no device hash"
+                && row["point"]["value"] == 100.0
+        };
+        rows.iter().find(is_it).unwrap()["median"].as_f64().unwrap()
+    };
+    // of one host, addresses rule nothing out; the order changes what is looked at, and nothing that comes out
+    assert_eq!(median("l3-first", "compared ports"), median("l3-first", "compared addresses"));
+    assert!(median("l4-first", "compared addresses") < 1.0);
+    for order in ["l3-first", "l4-first", "hash-first"] {
+        assert_eq!(median(order, "merge ratio"), median("kernel", "merge ratio"));
+        assert!(median(order, "walked") < median("kernel", "walked") / 3.0 + 0.5);
+    }
 }
 
 #[test]

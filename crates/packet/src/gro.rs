@@ -4,7 +4,10 @@
 //! kernels the strictest; docs/gro.md has them in one table. Only headers are held: whoever owns the frames keeps the
 //! payload, which [`Merged::payload_len`] counts.
 
+mod engine;
 mod headers;
+pub mod lab;
+mod lists;
 mod merged;
 mod table;
 
@@ -14,7 +17,7 @@ use crate::{
     flow::FlowKey,
     tcp::{CWR, FIN, PSH, RST, SYN, Segment, URG},
 };
-use headers::{Headers, Probe};
+use engine::Engine;
 use table::Table;
 
 /// Bytes of the longest headers of a segment: Ethernet, IPv6, TCP with options.
@@ -44,7 +47,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 8, bytes: MAX_BYTES, segments: u32::MAX }
+        Self { flows: MAX_FLOWS, bytes: MAX_BYTES, segments: u32::MAX }
     }
 }
 
@@ -112,9 +115,7 @@ impl Counts {
 /// allocated.
 #[derive(Clone, Debug)]
 pub struct Gro<const FLOWS: usize = MAX_FLOWS> {
-    table: Table<FLOWS>,
-    limits: Limits,
-    counts: Counts,
+    engine: Engine<Table<FLOWS>>,
 }
 
 impl<const FLOWS: usize> Gro<FLOWS> {
@@ -122,8 +123,7 @@ impl<const FLOWS: usize> Gro<FLOWS> {
     pub fn new(limits: Limits) -> Self {
         const { assert!(FLOWS >= 1 && FLOWS <= MAX_FLOWS, "a bit of 64 for each flow") };
         let flows = limits.flows.clamp(1, FLOWS);
-        let limits = Limits { flows, bytes: limits.bytes.min(MAX_BYTES), ..limits };
-        Self { table: Table::new(flows), limits, counts: Counts::default() }
+        Self { engine: Engine::new(Table::new(flows), Limits { flows, ..limits }) }
     }
 
     /// Takes the headers of `segment`, which was parsed from `frame`; the payload is not looked at, nor need it be
@@ -132,86 +132,27 @@ impl<const FLOWS: usize> Gro<FLOWS> {
     /// A segment that cannot be of this frame is ignored.
     #[inline]
     pub fn receive(&mut self, frame: &[u8], segment: &Segment, out: &mut impl FnMut(&Merged)) {
-        let Some(headers) = Headers::of(frame, segment) else { return };
-        match self.table.find(&headers) {
-            Some(slot) => self.join(slot, &headers, segment, out),
-            None => self.begin(&headers, segment, out),
-        }
+        self.engine.receive(frame, segment, out);
     }
 
     /// Gives out what is held of a flow.
     pub fn flush_flow(&mut self, key: &FlowKey, out: &mut impl FnMut(&Merged)) {
-        let Some(probe) = Probe::new(key) else { return };
-        if let Some(slot) = self.table.find(&probe.headers()) {
-            self.complete(slot, Cause::Asked, out);
-        }
+        self.engine.flush_flow(key, out);
     }
 
     /// Gives out all that is held, what was begun first first.
     pub fn flush_all(&mut self, out: &mut impl FnMut(&Merged)) {
-        while let Some(slot) = self.table.oldest() {
-            self.complete(slot, Cause::Asked, out);
-        }
+        self.engine.flush_all(out);
     }
 
     /// Nothing is held.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.engine.store().is_empty()
     }
 
     /// What was done so far.
     pub fn counts(&self) -> Counts {
-        self.counts
+        self.engine.counts()
     }
-
-    #[inline]
-    fn join(&mut self, slot: usize, headers: &Headers<'_>, segment: &Segment, out: &mut impl FnMut(&Merged)) {
-        let held = self.table.held_mut(slot);
-        if let Err(cause) = held.admits(headers, segment, &self.limits) {
-            self.complete(slot, cause, out);
-            return self.begin(headers, segment, out);
-        }
-        held.append(segment);
-        let closed = held.closed(segment, &self.limits);
-        self.counts.merged += 1;
-        if let Some(cause) = closed {
-            self.complete(slot, cause, out);
-        }
-    }
-
-    /// Holds a segment of a flow of which nothing is held, or lets it pass alone.
-    fn begin(&mut self, headers: &Headers<'_>, segment: &Segment, out: &mut impl FnMut(&Merged)) {
-        let first = Merged::first(headers, segment);
-        if !self.may_grow(headers, segment) {
-            self.counts.add(Cause::Alone);
-            return give(first, out);
-        }
-        if let Some(slot) = self.table.crowded() {
-            self.complete(slot, Cause::Evicted, out);
-        }
-        self.table.insert(headers, first);
-    }
-
-    fn may_grow(&self, headers: &Headers<'_>, segment: &Segment) -> bool {
-        let len = segment.payload_len();
-        len != 0
-            && len <= self.limits.bytes
-            && self.limits.segments > 1
-            && segment.flags & (CLOSING | SOLITARY) == 0
-            && !headers.has_reserved_fragment_bit()
-    }
-
-    fn complete(&mut self, slot: usize, cause: Cause, out: &mut impl FnMut(&Merged)) {
-        self.counts.add(cause);
-        let held = self.table.held_mut(slot);
-        held.finish();
-        out(held);
-        self.table.remove(slot);
-    }
-}
-
-fn give(mut merged: Merged, out: &mut impl FnMut(&Merged)) {
-    merged.finish();
-    out(&merged);
 }

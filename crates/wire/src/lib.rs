@@ -4,6 +4,7 @@
 //! * [`Generator`]: UDP frames at a stated rate from one core, handed to the host's end by pointer.
 //! * [`TcpWire`]: TCP connections that the kernel opens and a sender on live frames fills.
 //! * [`Pattern`], [`Popularity`]: who sends to whom, and how often.
+//! * [`RawSender`]: frames that somebody else built.
 //! * [`Link`]: loss, delay, reordering, corruption and duplication for whatever crosses the cable, from a seed.
 //! * [`Queries`]: DNS queries, made and delivered likewise, and their answers, counted when right.
 //! * [`Stamp`]: what every generated datagram carries, so that a receiver can tell loss and reordering.
@@ -28,6 +29,7 @@ mod order;
 mod pace;
 mod pattern;
 mod random;
+mod raw;
 mod registry;
 mod stamp;
 mod sys;
@@ -45,6 +47,7 @@ pub use napi::Napi;
 pub use netns::Netns;
 pub use order::Order;
 pub use pattern::{Mixed, Pattern};
+pub use raw::RawSender;
 pub use registry::{Facts, Listed, State, list, remove};
 pub use stamp::Stamp;
 pub use sys::{Offload, Precedence, in_own_session, pin_thread, prefer_thread, unpin_thread};

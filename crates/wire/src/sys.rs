@@ -11,8 +11,8 @@ use nix::{
 use std::{
     ffi::c_char,
     fs::File,
-    io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    io::{self, IoSlice},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     os::unix::process::CommandExt,
     process::Command,
     sync::{Arc, Once},
@@ -109,6 +109,47 @@ pub(crate) fn command_in(net: Arc<File>, program: &std::ffi::OsStr) -> Command {
     // allocation and no lock, so it is async-signal-safe.
     unsafe { command.pre_exec(enter) };
     command
+}
+
+/// A socket that sends frames on a device of the calling thread's network namespace, past its queueing discipline.
+pub(crate) fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers; protocol 0 receives nothing.
+    let fd = Errno::result(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: a descriptor that nobody else has.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the value is an int that outlives the call.
+    Errno::result(unsafe {
+        libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, (&raw const on).cast(), length)
+    })?;
+    // SAFETY: all zeros is a sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = ifindex as i32;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: a sockaddr_ll of that length, which outlives the call.
+    Errno::result(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+    Ok(socket)
+}
+
+/// Sends frames, at most as many as a batch has; how many were sent.
+pub(crate) fn send_frames(socket: BorrowedFd<'_>, frames: &[IoSlice<'_>]) -> io::Result<usize> {
+    let message = |frame: &IoSlice<'_>| {
+        // SAFETY: all zeros is an mmsghdr.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_iov = std::ptr::from_ref(frame).cast_mut().cast();
+        message.msg_hdr.msg_iovlen = 1;
+        message
+    };
+    let mut messages: Vec<libc::mmsghdr> = frames.iter().map(message).collect();
+    // SAFETY: as many messages as named, each with one IoSlice, which has the layout of iovec; both outlive the call, which
+    // writes to the messages only.
+    let sent = unsafe {
+        libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as libc::c_uint, 0)
+    };
+    Ok(Errno::result(sent)? as usize)
 }
 
 /// A feature of a device that the ethtool ioctl switches (include/uapi/linux/ethtool.h).

@@ -2,6 +2,7 @@
 
 use super::{
     document::{Document, distinct},
+    gro,
     kinds::{self, Kind},
     number, simulate,
 };
@@ -34,6 +35,21 @@ fn side_of(settings: &Value, bench: &str, side: &str) -> String {
     let spinning = || format!("spinning for {} us at spin-us {0}", kinds::SPIN_US);
     if bench == Kind::Steering.name() {
         return simulate::side(side).into();
+    }
+    if bench == Kind::Gro.name() {
+        return gro::side(side).into();
+    }
+    if bench == Kind::GroWire.name() {
+        return match side {
+            "kernel" => {
+                "the lab's segments from a packet socket, veth without a hash; CPU time is NAPI's, all of it"
+                    .into()
+            }
+            "lab" => {
+                "what `hoist bench gro` says of the same segments in polls of 64, one bucket of 8".into()
+            }
+            _ => String::new(),
+        };
     }
     match (side, family(bench)) {
         ("kernel", Family::Passed) => format!("the program as is, nice 0, {rcvbuf}"),

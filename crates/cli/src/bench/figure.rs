@@ -83,7 +83,7 @@ fn point_name(row: &Row) -> &str {
 
 /// The panels of rows whose points have one name: one for each metric, and one for all percentiles of each point.
 fn panels(rows: &[&Row]) -> Vec<Panel> {
-    let is_shown = |metric: &&str| kinds::is_plotted(&rows[0].bench, metric);
+    let is_shown = |metric: &&str| kinds::is_plotted(&rows[0].bench, point_name(rows[0]), metric);
     let (percentiles, others): (Vec<&Row>, Vec<&Row>) =
         rows.iter().copied().partition(|row| percentile(&row.metric).is_some());
     let metrics = distinct(others.iter().map(|row| row.metric.as_str()));

@@ -59,7 +59,9 @@ fn point_name(row: &Row) -> &str {
 
 fn grid(title: &str, rows: &[&Row]) -> Grid {
     let tells_sent = rows.iter().any(|row| is_short(row));
-    let is_shown = |row: &&Row| row.better != Better::Neither || tells_sent && row.metric == SENT.name;
+    let is_told =
+        |row: &Row| tells_sent && row.metric == SENT.name || kinds::is_told(&row.bench, &row.metric);
+    let is_shown = |row: &&Row| row.better != Better::Neither || is_told(row);
     let results: Vec<_> = rows.iter().copied().filter(is_shown).collect();
     let metrics = distinct(results.iter().map(|row| row.metric.as_str()));
     let (columns, zeros): (Vec<_>, Vec<_>) = metrics

@@ -7,6 +7,7 @@ mod document;
 mod draw;
 mod figure;
 mod grid;
+mod gro;
 mod host;
 mod kinds;
 mod losses;
@@ -97,7 +98,7 @@ struct How {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: Option<u16>,
     /// Only these sides.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "SIDES", default_values = ["kernel", "kernel-tuned", "hoist", "limit"])]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SIDES", default_values_t = Side::ALL)]
     sides: Vec<Side>,
     /// One JSON object with every sample on standard output, and nothing else.
     #[arg(long)]
@@ -128,6 +129,19 @@ struct How {
     peers: bool,
 }
 
+impl How {
+    /// Something is asked for that only a testbed has.
+    fn is_of_testbed(&self) -> bool {
+        self.sides != Side::ALL
+            || self.size.is_some()
+            || self.flows.is_some()
+            || self.rcvbuf.is_some()
+            || self.tolerated_loss.is_some()
+            || self.rates.is_some()
+            || self.peers
+    }
+}
+
 fn fraction(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
@@ -149,6 +163,10 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         None if args.how.simulate || args.list.contains(&Kind::Steering) => {
             simulated(&args.how, &kinds(&args.list))?;
         }
+        None if args.list.contains(&Kind::GroWire) && distinct(args.list.iter().copied()).len() > 1 => {
+            conflict("gro-wire sets up the testbed for itself: it goes with no other bench")
+        }
+        None if args.list.contains(&Kind::Gro) => matched(&args.how, &kinds(&args.list))?,
         None => return run(&args.how, &kinds(&args.list)),
     }
     Ok(ExitCode::SUCCESS)
@@ -156,13 +174,31 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
 
 fn simulated(how: &How, kinds: &[Kind]) -> Result<()> {
     if !how.simulate || kinds != [Kind::Steering] {
-        let what = "steering goes with --simulate, and --simulate with nothing else: hoist bench steering --simulate\n";
-        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, what).exit();
+        conflict(
+            "steering goes with --simulate, and --simulate with nothing else: hoist bench steering --simulate",
+        );
     }
+    in_memory(how, simulate::steering)
+}
+
+fn matched(how: &How, kinds: &[Kind]) -> Result<()> {
+    if kinds != [Kind::Gro] || how.is_of_testbed() {
+        conflict(
+            "gro has no testbed: it goes with --quick, --repeats, --json and --save, and with no other bench",
+        );
+    }
+    in_memory(how, gro::matching)
+}
+
+fn conflict(what: &str) -> ! {
+    clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{what}\n")).exit()
+}
+
+/// A bench without a testbed.
+fn in_memory(how: &How, bench: fn(bool, usize) -> Result<Document>) -> Result<()> {
     how.save.as_deref().map_or(Ok(()), claim)?;
     let repeats = how.repeats.map_or(if how.quick { 2 } else { 5 }, usize::from);
-    let document = simulate::steering(how.quick, repeats)?;
-    finish(how, &document)
+    finish(how, &bench(how.quick, repeats)?)
 }
 
 /// Prints the run, and keeps it if it is to be kept.

@@ -2,7 +2,7 @@
 
 use super::MAX_HEADERS;
 use crate::{
-    Ip,
+    Ip, be32,
     ethernet::HEADER_LEN as LINK,
     flow::FlowKey,
     ipv4, ipv6,
@@ -106,6 +106,24 @@ impl<'a> Headers<'a> {
         match self {
             Self::V4(base, _) => differ(&base[V4_KEY..V4_KEY_END], &other[V4_KEY..V4_KEY_END]) == 0,
             Self::V6(base, _) => differ(&base[V6_KEY..V6_KEY_END], &other[V6_KEY..V6_KEY_END]) == 0,
+        }
+    }
+
+    /// Addresses are those of `other`, headers of the same family.
+    #[inline(always)]
+    pub(super) fn same_addresses(&self, other: &[u8; MAX_HEADERS]) -> bool {
+        match self {
+            Self::V4(base, _) => differ(&base[V4_KEY..V4_AT], &other[V4_KEY..V4_AT]) == 0,
+            Self::V6(base, _) => differ(&base[V6_KEY..V6_AT], &other[V6_KEY..V6_AT]) == 0,
+        }
+    }
+
+    /// Both ports, as they are read.
+    #[inline(always)]
+    pub(super) fn ports(&self) -> u32 {
+        match self {
+            Self::V4(base, _) => be32(base, V4_AT),
+            Self::V6(base, _) => be32(base, V6_AT),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     CLOSING, Cause, Limits, MAX_HEADERS, SOLITARY,
-    headers::{DONT_FRAGMENT, Headers, V4_AT, V4_FRAGMENT, V4_ID, V4_LEN, V6_LEN},
+    headers::{DONT_FRAGMENT, Headers, V4_AT, V4_FRAGMENT, V4_ID, V4_LEN, V6_AT, V6_LEN},
 };
 use crate::{
     Ip, PROTOCOL_TCP, SocketAddrRaw, array, be16, be32,
@@ -135,6 +135,19 @@ impl Merged {
     #[inline(always)]
     pub(super) fn same_flow(&self, headers: &Headers<'_>) -> bool {
         usize::from(self.transport_at) == headers.transport_at() && headers.same_flow(&self.headers)
+    }
+
+    /// The comparison of `inet_gro_receive` and `ipv6_gro_receive`.
+    #[inline(always)]
+    pub(super) fn same_addresses(&self, headers: &Headers<'_>) -> bool {
+        usize::from(self.transport_at) == headers.transport_at() && headers.same_addresses(&self.headers)
+    }
+
+    /// The comparison of `tcp_gro_lookup`.
+    #[inline(always)]
+    pub(super) fn same_ports(&self, headers: &Headers<'_>) -> bool {
+        let at = if self.is_v4() { V4_AT } else { V6_AT };
+        be32(&self.headers, at) == headers.ports()
     }
 
     /// Whether a segment of the same flow may be appended; else why the packet is complete before it.

@@ -1,6 +1,9 @@
 //! What is held, and how a segment finds its flow: the last flow first, then by tag, then by addresses and ports.
 
-use super::{MAX_FLOWS, Merged, headers::Headers};
+use super::{MAX_FLOWS, Merged, engine::Store, headers::Headers};
+
+/// No slot: the end of a chain or of the row.
+const NONE: u8 = u8::MAX;
 
 /// At most one packet a flow.
 #[derive(Clone, Debug)]
@@ -10,10 +13,9 @@ pub(super) struct Table<const FLOWS: usize> {
     /// Slots that may be used, a bit each.
     allowed: u64,
     last: usize,
-    /// Order of insertion, modulo 2^32.
-    clock: u32,
     tags: [u32; FLOWS],
-    born: [u32; FLOWS],
+    chains: Chains<FLOWS>,
+    row: Row<FLOWS>,
     held: [Merged; FLOWS],
 }
 
@@ -24,9 +26,9 @@ impl<const FLOWS: usize> Table<FLOWS> {
             used: 0,
             allowed: u64::MAX >> (MAX_FLOWS - flows),
             last: 0,
-            clock: 0,
             tags: [0; FLOWS],
-            born: [0; FLOWS],
+            chains: Chains { first: [NONE; FLOWS], next: [NONE; FLOWS] },
+            row: Row { oldest: NONE, newest: NONE, older: [NONE; FLOWS], newer: [NONE; FLOWS] },
             held: [const { Merged::EMPTY }; FLOWS],
         }
     }
@@ -36,18 +38,9 @@ impl<const FLOWS: usize> Table<FLOWS> {
         self.used == 0
     }
 
-    /// The slot of the flow that these headers are of.
-    #[inline(always)]
-    pub(super) fn find(&mut self, headers: &Headers<'_>) -> Option<usize> {
-        if self.holds(self.last, headers) {
-            return Some(self.last);
-        }
-        if self.used == 0 { None } else { self.search(headers) }
-    }
-
     fn search(&mut self, headers: &Headers<'_>) -> Option<usize> {
         let tag = headers.tag();
-        let slot = slots(self.used).find(|&slot| self.tags[slot] == tag && self.holds(slot, headers))?;
+        let slot = self.chains.of(tag).find(|&slot| self.tags[slot] == tag && self.holds(slot, headers))?;
         self.last = slot;
         Some(slot)
     }
@@ -56,43 +49,110 @@ impl<const FLOWS: usize> Table<FLOWS> {
     fn holds(&self, slot: usize, headers: &Headers<'_>) -> bool {
         self.used >> (slot % FLOWS) & 1 == 1 && self.held[slot % FLOWS].same_flow(headers)
     }
+}
 
-    /// A packet that was found or is the oldest.
+impl<const FLOWS: usize> Store for Table<FLOWS> {
     #[inline(always)]
-    pub(super) fn held_mut(&mut self, slot: usize) -> &mut Merged {
+    fn find(&mut self, headers: &Headers<'_>) -> Option<usize> {
+        if self.holds(self.last, headers) {
+            return Some(self.last);
+        }
+        if self.used == 0 { None } else { self.search(headers) }
+    }
+
+    #[inline(always)]
+    fn held_mut(&mut self, slot: usize) -> &mut Merged {
         &mut self.held[slot % FLOWS]
     }
 
-    /// The oldest if there is no room for another.
-    pub(super) fn crowded(&self) -> Option<usize> {
+    fn crowded(&self) -> Option<usize> {
         if self.used == self.allowed { self.oldest() } else { None }
     }
 
-    pub(super) fn oldest(&self) -> Option<usize> {
-        slots(self.used).max_by_key(|&slot| self.clock.wrapping_sub(self.born[slot]))
+    fn oldest(&self) -> Option<usize> {
+        (self.row.oldest != NONE).then_some(self.row.oldest.into())
     }
 
-    /// Holds the first of a flow; the caller has made room.
-    pub(super) fn insert(&mut self, headers: &Headers<'_>, first: Merged) {
+    fn insert(&mut self, headers: &Headers<'_>, first: Merged) {
         let slot = (!self.used & self.allowed).trailing_zeros() as usize % FLOWS;
+        let tag = headers.tag();
         self.held[slot] = first;
-        self.tags[slot] = headers.tag();
-        self.born[slot] = self.clock;
-        self.clock = self.clock.wrapping_add(1);
+        self.tags[slot] = tag;
+        self.chains.push(tag, slot);
+        self.row.push(slot);
         self.used |= 1 << slot;
         self.last = slot;
     }
 
     #[inline(always)]
-    pub(super) fn remove(&mut self, slot: usize) {
-        self.used &= !(1 << (slot % FLOWS));
+    fn remove(&mut self, slot: usize) {
+        let slot = slot % FLOWS;
+        self.used &= !(1 << slot);
+        self.chains.remove(self.tags[slot], slot);
+        self.row.remove(slot);
     }
 }
 
-fn slots(mut bits: u64) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        let slot = bits.trailing_zeros() as usize;
-        bits &= bits.wrapping_sub(1);
-        (slot < MAX_FLOWS).then_some(slot)
-    })
+/// Slots by some bits of their tags.
+#[derive(Clone, Debug)]
+struct Chains<const FLOWS: usize> {
+    first: [u8; FLOWS],
+    next: [u8; FLOWS],
+}
+
+impl<const FLOWS: usize> Chains<FLOWS> {
+    fn of(&self, tag: u32) -> impl Iterator<Item = usize> {
+        let mut at = self.first[tag as usize % FLOWS];
+        core::iter::from_fn(move || {
+            let slot = (at != NONE).then_some(usize::from(at) % FLOWS)?;
+            at = self.next[slot];
+            Some(slot)
+        })
+    }
+
+    fn push(&mut self, tag: u32, slot: usize) {
+        let first = &mut self.first[tag as usize % FLOWS];
+        self.next[slot] = core::mem::replace(first, slot as u8);
+    }
+
+    fn remove(&mut self, tag: u32, slot: usize) {
+        let next = self.next[slot];
+        let before = self.of(tag).find(|&before| usize::from(self.next[before]) == slot);
+        match before {
+            Some(before) => self.next[before] = next,
+            None => self.first[tag as usize % FLOWS] = next,
+        }
+    }
+}
+
+/// Slots in the order in which they were taken.
+#[derive(Clone, Debug)]
+struct Row<const FLOWS: usize> {
+    oldest: u8,
+    newest: u8,
+    older: [u8; FLOWS],
+    newer: [u8; FLOWS],
+}
+
+impl<const FLOWS: usize> Row<FLOWS> {
+    fn push(&mut self, slot: usize) {
+        self.older[slot] = self.newest;
+        self.newer[slot] = NONE;
+        match core::mem::replace(&mut self.newest, slot as u8) {
+            NONE => self.oldest = slot as u8,
+            before => self.newer[usize::from(before) % FLOWS] = slot as u8,
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let (older, newer) = (self.older[slot], self.newer[slot]);
+        match older {
+            NONE => self.oldest = newer,
+            older => self.newer[usize::from(older) % FLOWS] = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => self.older[usize::from(newer) % FLOWS] = older,
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 mod app;
 mod flows;
+mod gro_wire;
 mod lossless;
 mod overload;
 mod pass_cost;
@@ -15,6 +16,7 @@ mod tcp_bulk;
 
 use super::{
     document::{Metric, Point},
+    gro,
     stage::Stage,
     trial::Trial,
 };
@@ -43,6 +45,10 @@ pub(crate) enum Kind {
     PassCost,
     /// Rings that share flows: Hoist's steering against others'. With --simulate only.
     Steering,
+    /// Ways to find a segment's flow in GRO, in memory: the kernel's order and others.
+    Gro,
+    /// The kernel's own GRO, by what it merges and takes for it. Not part of all.
+    GroWire,
     /// Every one of them that is measured on a testbed.
     All,
 }
@@ -78,6 +84,8 @@ impl Kind {
             Self::App => "app",
             Self::PassCost => "pass-cost",
             Self::Steering => "steering",
+            Self::Gro => "gro",
+            Self::GroWire => "gro-wire",
             Self::All => "all",
         }
     }
@@ -97,6 +105,8 @@ impl Kind {
                 "What traffic costs that Hoist does not lift, without and with Hoist on the device"
             }
             Self::Steering => "How evenly rings share flows, and what packets wait for",
+            Self::Gro => "What GRO takes for a segment, by the order in which it matches",
+            Self::GroWire => "What the kernel's own GRO merges, beside what the lab says of it",
             Self::All => "",
         }
     }
@@ -117,7 +127,8 @@ impl Kind {
             Self::TcpRr => rr::prepare(stage, rr::Transport::Tcp),
             Self::App => app::prepare(stage),
             Self::PassCost => pass_cost::prepare(stage),
-            Self::Steering => anyhow::bail!("`steering` is simulated: it has no testbed"),
+            Self::GroWire => gro_wire::prepare(stage),
+            Self::Steering | Self::Gro => anyhow::bail!("`{}` is in memory: it has no testbed", self.name()),
             Self::All => anyhow::bail!("`all` stands for every bench and is none"),
         }
     }
@@ -125,12 +136,21 @@ impl Kind {
 
 /// What the figures of a bench show; none of one that this program does not know.
 pub(crate) fn title_of(bench: &str) -> Option<&'static str> {
-    let mut known = Kind::EACH.iter().chain(&[Kind::Steering]);
+    let mut known = Kind::EACH.iter().chain(&[Kind::Steering, Kind::Gro, Kind::GroWire]);
     known.find(|kind| kind.name() == bench).map(|kind| kind.title())
 }
 
-/// Whether a metric is drawn: the tables have all of them.
-pub(crate) fn is_plotted(bench: &str, metric: &str) -> bool {
+/// Whether a metric that explains another is in the tables.
+pub(crate) fn is_told(bench: &str, metric: &str) -> bool {
+    bench == Kind::Gro.name() && gro::is_told(metric)
+        || bench == Kind::GroWire.name() && gro_wire::is_told(metric)
+}
+
+/// Whether a metric is drawn at the points of a name: the tables have all of them.
+pub(crate) fn is_plotted(bench: &str, point: &str, metric: &str) -> bool {
+    if bench == Kind::Gro.name() {
+        return gro::is_plotted(point, metric);
+    }
     let hidden: &[&str] = match bench == Kind::PassCost.name() {
         true => &[GOODPUT.name, LOSS.name, REORDERED.name],
         false => &[
