@@ -326,6 +326,16 @@ impl Running {
         })
     }
 
+    /// Waits until its output holds `text` so many times, or it has ended.
+    pub fn until_output_count(&mut self, text: &str, count: usize) -> Result<()> {
+        let start = Instant::now();
+        while self.output().matches(text).count() < count {
+            ensure!(start.elapsed() < LIMIT, self.fail(&format!("not {count} times {text:?} in its output")));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     /// Looks again and again until something holds that only procfs or a file can tell; fails if the program ends first.
     pub fn until(
         &mut self,

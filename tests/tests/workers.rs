@@ -207,6 +207,43 @@ fn processes_with_ports_of_their_own_are_lifted_beside_each_other() {
     });
 }
 
+/// Processes that join a group, and write what comes to it.
+const LISTEN: &str = r#"
+import os, socket, struct, sys
+
+for _ in range(2):
+    if os.fork() == 0:
+        own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        own.bind(("", int(sys.argv[2])))
+        own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + socket.inet_aton(sys.argv[1]))
+        print("joined", flush=True)
+        while True:
+            word = own.recv(64)
+            print("got", word.decode(), flush=True)
+            if word == b"end":
+                os._exit(0)
+os.wait()
+os.wait()
+"#;
+
+#[test]
+fn each_of_several_processes_gets_its_copy_of_what_is_sent_to_a_group() {
+    run(|lab| {
+        let (host, port) = (lab.testbed.host().v4().to_string(), PORT.to_string());
+        let mut run = lab.program(Mode::Hoisted, &["python3", "-c", LISTEN, &host, &port])?.start()?;
+        run.until(LIMIT, "both have joined", |run| Ok(run.output().matches("joined").count() == 2))?;
+        run.until(LIMIT, "both are lifted", |run| Ok(status(run)?.lifted_on(PORT).len() == 2))?;
+        let wire = lab.testbed.wire();
+        let sender = wire.enter(|| UdpSocket::bind((wire.v4(), 0)))??;
+        for word in ["one", "two", "end"] {
+            wire.enter(|| sender.send_to(word.as_bytes(), ("239.1.2.3", PORT)))??;
+            run.until_output_count(&format!("got {word}"), 2)?;
+        }
+        run.succeed(LIMIT)
+    });
+}
+
 /// Workers of one master that accept from one listening socket.
 #[test]
 fn connections_of_every_nginx_worker_are_lifted() {

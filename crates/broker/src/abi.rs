@@ -99,7 +99,7 @@ unsafe impl aya::Pod for SteerDevice {}
 unsafe impl aya::Pod for TcpClosed {}
 
 impl From<Key> for LiftKey {
-    fn from(Key { address, port }: Key) -> Self {
+    fn from(Key { address, port, .. }: Key) -> Self {
         Self { address: mapped(address), port: port.to_be_bytes(), zero: 0 }
     }
 }

@@ -57,6 +57,15 @@ pub struct Key {
     pub address: IpAddr,
     /// Destination port.
     pub port: u16,
+    /// A group or a broadcast address: each socket gets a copy.
+    pub many: bool,
+}
+
+impl Key {
+    /// Of a single station.
+    pub fn unicast(address: IpAddr, port: u16) -> Self {
+        Self { address, port, many: false }
+    }
 }
 
 /// The keys that lift what `want` receives: device and key.
@@ -68,10 +77,11 @@ pub fn expand(want: &Want, places: &[Place]) -> BTreeSet<(u32, Key)> {
             continue;
         }
         let fits = |a: &&Address| want.takes(a.ip);
-        let unicast = place.addresses.iter().filter(fits).map(|a| a.ip);
-        let joined = want.groups.iter().filter(|m| want.takes(m.group) && here(m.ifindex)).map(|m| m.group);
-        let key = |address| (place.ifindex, Key { address, port: want.port });
-        keys.extend(unicast.chain(joined).map(key));
+        let own = place.addresses.iter().filter(fits).map(|a| (a.ip, a.broadcast));
+        let joined = want.groups.iter().filter(|m| want.takes(m.group) && here(m.ifindex));
+        let joined = joined.map(|m| (m.group, true));
+        let key = |(address, many)| (place.ifindex, Key { address, port: want.port, many });
+        keys.extend(own.chain(joined).map(key));
     }
     keys
 }
@@ -166,8 +176,11 @@ impl Count {
         self.seats.iter().sum()
     }
 
-    fn rule(&self) -> Change {
-        Change::Rule { timestamp: self.timestamps > 0, shares: Shares::of(&self.seats) }
+    /// None: nobody wants it, or several processes want a copy each, which only the stack makes.
+    fn rule(&self, key: &Key) -> Option<Change> {
+        let shares = Shares::of(&self.seats);
+        let lifted = self.sockets() > 0 && (!key.many || shares.single().is_some());
+        lifted.then_some(Change::Rule { timestamp: self.timestamps > 0, shares })
     }
 }
 
@@ -184,19 +197,11 @@ impl Table {
         let mut ops = Vec::new();
         for &(device, key) in keys {
             let count = self.keys.entry((device, key)).or_default();
-            let before = *count;
+            let before = count.rule(&key);
             count.seats[usize::from(seat)] += 1;
             count.timestamps += u32::from(timestamp);
-            if before.sockets() == 0 || before.rule() != count.rule() {
-                ops.push((device, key, count.rule()));
-            }
-            if before.sockets() == 0 {
-                let port = self.ports.entry((device, key.port)).or_default();
-                *port += 1;
-                if *port == 1 {
-                    ops.push((device, key, Change::Port));
-                }
-            }
+            let after = count.rule(&key);
+            self.change(device, key, before, after, &mut ops);
         }
         ops
     }
@@ -206,26 +211,44 @@ impl Table {
         let mut ops = Vec::new();
         for &(device, key) in keys {
             let Some(count) = self.keys.get_mut(&(device, key)) else { continue };
-            let before = count.rule();
+            let before = count.rule(&key);
             count.seats[usize::from(seat)] -= 1;
             count.timestamps -= u32::from(timestamp);
-            if count.sockets() > 0 {
-                if before != count.rule() {
-                    ops.push((device, key, count.rule()));
-                }
-                continue;
+            let after = count.rule(&key);
+            if count.sockets() == 0 {
+                self.keys.remove(&(device, key));
             }
-            self.keys.remove(&(device, key));
-            if let Some(port) = self.ports.get_mut(&(device, key.port)) {
-                *port -= 1;
-                if *port == 0 {
-                    self.ports.remove(&(device, key.port));
-                    ops.push((device, key, Change::NoPort));
-                }
-            }
-            ops.push((device, key, Change::NoRule));
+            self.change(device, key, before, after, &mut ops);
         }
         ops
+    }
+
+    fn change(
+        &mut self,
+        device: u32,
+        key: Key,
+        before: Option<Change>,
+        after: Option<Change>,
+        ops: &mut Vec<Op>,
+    ) {
+        let port = self.ports.entry((device, key.port)).or_default();
+        match (before, after) {
+            (None, Some(rule)) => {
+                *port += 1;
+                ops.push((device, key, rule));
+                ops.extend((*port == 1).then_some((device, key, Change::Port)));
+            }
+            (Some(_), None) => {
+                *port -= 1;
+                ops.extend((*port == 0).then_some((device, key, Change::NoPort)));
+                ops.push((device, key, Change::NoRule));
+            }
+            (Some(old), Some(new)) if old != new => ops.push((device, key, new)),
+            _ => {}
+        }
+        if *port == 0 {
+            self.ports.remove(&(device, key.port));
+        }
     }
 
     /// Forgets a device whose maps are gone.
@@ -312,6 +335,22 @@ mod tests {
         assert!((0..SEATS as u8).all(|seat| all.iter().filter(|part| **part == seat).count() == 8));
     }
 
+    #[test]
+    fn a_group_that_several_processes_have_joined_is_the_stacks_to_copy() {
+        let groups = vec![Membership { group: ip("239.1.2.3"), ifindex: 2 }];
+        let keys = expand(&Want { groups, ..want("239.1.2.3") }, &places());
+        let mut table = Table::default();
+        let is = |ops: &[Op]| ops.iter().map(|(_, _, change)| *change).collect::<Vec<_>>();
+        let rule = |seat| Change::Rule { timestamp: false, shares: Shares::only(seat) };
+        assert_eq!(is(&table.add(&keys, false, 0)), [rule(0), Change::Port]);
+        assert_eq!(is(&table.add(&keys, false, 0)), [], "two sockets of one process: it makes the copy");
+        assert_eq!(is(&table.add(&keys, false, 1)), [Change::NoPort, Change::NoRule]);
+        assert_eq!(is(&table.remove(&keys, false, 0)), []);
+        assert_eq!(is(&table.remove(&keys, false, 0)), [rule(1), Change::Port]);
+        table.remove(&keys, false, 1);
+        assert_eq!(table, Table::default());
+    }
+
     /// What `steer`'s maps would hold.
     #[derive(Default, PartialEq, Debug)]
     struct Maps {
@@ -370,9 +409,11 @@ mod tests {
                         seats[usize::from(*seat)] += 1;
                     }
                 }
-                let ports = wanted.keys().map(|(device, key)| (*device, key.port)).collect();
-                let rules = wanted.into_iter().map(|(key, (stamped, seats))| (key, (stamped, Shares::of(&seats))));
-                let expected = Maps { rules: rules.collect(), ports };
+                let shares = |(key, (stamped, seats)): ((u32, Key), (bool, [u32; SEATS]))| (key, (stamped, Shares::of(&seats)));
+                let alone = |(key, (_, shares)): &((u32, Key), (bool, Shares))| !key.1.many || shares.single().is_some();
+                let rules: BTreeMap<_, _> = wanted.into_iter().map(shares).filter(alone).collect();
+                let ports = rules.keys().map(|(device, key)| (*device, key.port)).collect();
+                let expected = Maps { rules, ports };
                 prop_assert_eq!(&maps, &expected);
             }
             for (keys, timestamp, seat) in live {

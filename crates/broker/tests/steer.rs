@@ -84,7 +84,7 @@ impl Bench {
         socket.set_rings(64, 0).unwrap();
         steer.set_ring(0, 0, socket.as_fd()).unwrap();
         for address in ["10.0.0.1", "fd00::1", "239.1.1.1"] {
-            let key = Key { address: address.parse().unwrap(), port: PORT };
+            let key = Key::unicast(address.parse().unwrap(), PORT);
             steer.apply(key, Change::Rule { timestamp: false, shares: Shares::only(0) }).unwrap();
             steer.apply(key, Change::Port).unwrap();
         }
@@ -250,7 +250,7 @@ fn other_ports_and_addresses_pass() {
     bench.expect(&Packet { destination: "10.0.0.2", ..V4 }.bytes(), Verdict::Address);
     bench.expect(&Packet { destination: "fd00::2", ..V6 }.bytes(), Verdict::Address);
     bench.expect(&Packet { destination: "::ffff:10.0.0.1", ..V6 }.bytes(), Verdict::Address);
-    let key = Key { address: "10.0.0.1".parse().unwrap(), port: PORT };
+    let key = Key::unicast("10.0.0.1".parse().unwrap(), PORT);
     bench.steer.apply(key, Change::NoRule).unwrap();
     bench.expect(&V4.bytes(), Verdict::Address);
     bench.steer.apply(key, Change::NoPort).unwrap();
@@ -346,7 +346,7 @@ fn with_admit_flow_only_admitted_flows_are_lifted() {
 #[test]
 fn a_timestamp_stands_directly_in_front_of_the_packet() {
     let Some(mut bench) = Bench::new(false, false) else { return };
-    let key = Key { address: "10.0.0.1".parse().unwrap(), port: PORT };
+    let key = Key::unicast("10.0.0.1".parse().unwrap(), PORT);
     bench.steer.apply(key, Change::Rule { timestamp: true, shares: Shares::only(0) }).unwrap();
     let packet = V4.bytes();
     let before = monotonic_ns();
