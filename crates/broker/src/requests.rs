@@ -237,7 +237,7 @@ impl Broker {
             self.apply(ops);
         }
         if !matches!(verdict, Reason::Lifted | Reason::Loopback | Reason::Unbound) {
-            self.part_with(id, endpoint);
+            self.part_with(id, endpoint, verdict);
         }
         Ok(verdict)
     }
@@ -381,20 +381,20 @@ impl Broker {
         }
     }
 
-    /// A socket of process `id` is not lifted: nor may be those of other processes that would take its packets.
-    pub(crate) fn part_with(&mut self, id: u64, endpoint: &Endpoint) {
+    /// A socket of process `id` is not lifted: nor may be those of other processes that would take its packets, nor, if it shares its port,
+    /// others of its own that the stack would not prefer to it.
+    pub(crate) fn part_with(&mut self, id: u64, endpoint: &Endpoint, reason: Reason) {
         let want = endpoint.want();
-        let mut mates = Vec::new();
-        for (other, channel) in self.channels.iter().filter(|(other, _)| **other != id) {
-            let meets = |socket: &Registered| {
-                let theirs = socket.endpoint.want();
-                !socket.keys.is_empty() && theirs.port == want.port && theirs.meets(&want)
-            };
-            mates.extend(
-                channel.sockets.iter().filter(|(_, s)| meets(s)).map(|(cookie, _)| (*other, *cookie)),
-            );
-        }
-        for (other, cookie) in mates {
+        let meets = |other: u64, socket: &Registered| {
+            let theirs = socket.endpoint.want();
+            let own =
+                other == id && (reason != Reason::PortShared || socket.endpoint.cookie == endpoint.cookie);
+            !own && !socket.keys.is_empty() && theirs.port == want.port && theirs.meets(&want)
+        };
+        let sockets = self.channels.iter().flat_map(|(id, c)| c.sockets.iter().map(move |s| (*id, s)));
+        let met = sockets.filter(|(other, (_, socket))| meets(*other, socket));
+        let met: Vec<(u64, u64)> = met.map(|(other, (cookie, _))| (other, *cookie)).collect();
+        for (other, cookie) in met {
             self.refuse(other, cookie, Reason::PortShared);
         }
     }
@@ -507,7 +507,7 @@ impl Broker {
         if let Some(socket) = socket.filter(|socket| socket.verdict == Reason::Lifted) {
             socket.verdict = reason;
             let endpoint = socket.endpoint.clone();
-            self.part_with(id, &endpoint);
+            self.part_with(id, &endpoint, reason);
         }
     }
 

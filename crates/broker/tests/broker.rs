@@ -324,6 +324,16 @@ fn a_port_whose_sockets_are_not_all_lifted_is_lifted_for_none() {
         one.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(rig.register(&mut first, &any), Reason::Lifted);
         assert_eq!(rig.register(&mut second, &one), Reason::PortShared);
+        // Nor do two equals keep what a third of one of them, for one address, would get.
+        let any = || with_option(Ipv4Addr::UNSPECIFIED, 5002, sockopt::ReusePort);
+        let (mine, yours) = (any(), any());
+        let special = with_option(tb.host().v4(), 5002, sockopt::ReusePort);
+        assert_eq!(rig.register(&mut first, &mine), Reason::Lifted);
+        assert_eq!(rig.register(&mut second, &yours), Reason::Lifted);
+        assert_eq!(rig.register(&mut first, &special), Reason::PortShared);
+        send(tb, tb.host().v4(), 5002, b"special");
+        special.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(receive(&special), b"special");
         send(tb, tb.host().v4(), 5001, b"to the kernel's choice");
         assert_eq!(receive(&one), b"to the kernel's choice");
     });

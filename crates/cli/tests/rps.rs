@@ -168,7 +168,8 @@ fn what_finds_no_room_is_counted_and_the_rest_keeps_its_order() {
     let load = load(&testbed, &mut rps, &["--flows", "200", "--zipf", "1.1", "--count", "500000"]);
     let all = rps.stop();
     assert!(dropped(&all) > 0, "as fast as possible, and room for 64: {all}");
-    assert_eq!(load.received() + load.refused + dropped(&all), load.sent, "{} {all}", load.received);
+    let seen = number(&all["verdicts"], "spread"); // a veth whose poll is late loses some before XDP
+    assert_eq!(load.received() + load.refused + dropped(&all), seen, "{} {all}", load.received);
     assert_eq!(number(&load.received, "reordered"), 0, "{}", load.received);
     assert_eq!(all["verdicts"].get("no-metadata"), None, "{all}");
 }
