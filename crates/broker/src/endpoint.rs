@@ -1,6 +1,6 @@
 //! A socket that a process asks to be lifted, as the kernel describes it.
 
-use crate::{rules::Want, sys};
+use crate::{rules::Want, sock_diag::Entry, sys};
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use std::{
     io,
@@ -84,6 +84,14 @@ impl Endpoint {
         let name = |e: &Self| (e.local, e.dual, e.ifindex);
         let open = |e: &Self| e.reuseport && e.peer.is_none();
         name(self) == name(other) && open(self) && open(other)
+    }
+
+    /// The same of one that is known by sock_diag only, which does not tell whether it has SO_REUSEPORT: Linux lets two have the same
+    /// name only if both have.
+    pub(crate) fn could_be_mate_of(&self, entry: &Entry) -> bool {
+        let dual = self.dual && self.local.ip().is_unspecified();
+        let named_alike = self.local == SocketAddr::new(entry.local, entry.port) && dual == entry.dual;
+        self.reuseport && self.peer.is_none() && named_alike && !entry.connected
     }
 
     /// What rules need to know.

@@ -332,24 +332,38 @@ impl Broker {
         Ok(self.is_shared(id, endpoint, others.iter(), || self.processes()))
     }
 
-    /// The same, given all sockets of the port. What `own` processes hold and have not registered is let pass.
+    /// The same, given all sockets of the port. What the process itself holds and has not registered is let pass, and of `family` what will be
+    /// an equal once it is.
     pub(crate) fn is_shared<'a>(
         &self,
         id: u64,
         endpoint: &Endpoint,
         others: impl Iterator<Item = &'a Entry>,
-        own: impl FnOnce() -> BTreeSet<u32>,
+        family: impl FnOnce() -> BTreeSet<u32>,
     ) -> bool {
         let want = endpoint.want();
-        let mut unknown = others
-            .filter(|entry| entry.cookie != endpoint.cookie && entry.meets(&want))
-            .filter_map(|entry| self.stranger(id, endpoint, entry))
-            .peekable();
-        if unknown.peek().is_none() {
+        let met = others.filter(|entry| entry.cookie != endpoint.cookie && entry.meets(&want));
+        let strangers: Vec<Stranger<'_>> =
+            met.filter_map(|entry| self.stranger(id, endpoint, entry)).collect();
+        if strangers.is_empty() {
             return false;
         }
-        let own: HashSet<u32> = own().into_iter().flat_map(inodes).collect();
-        unknown.any(|inode| inode.is_none_or(|inode| !own.contains(&inode)))
+        let own = self.channels.get(&id).map(|channel| inodes(channel.pid)).unwrap_or_default();
+        let foreign = |stranger: &Stranger<'_>| match stranger {
+            Stranger::Known => true,
+            Stranger::Unknown(entry) => !own.contains(&entry.inode),
+        };
+        let foreign: Vec<_> = strangers.into_iter().filter(foreign).collect();
+        let equal = |stranger: &Stranger<'_>| match stranger {
+            Stranger::Known => None,
+            Stranger::Unknown(entry) => endpoint.could_be_mate_of(entry).then_some(entry.inode),
+        };
+        let Some(equals) = foreign.iter().map(equal).collect::<Option<Vec<u32>>>() else { return true };
+        if equals.is_empty() {
+            return false;
+        }
+        let family: HashSet<u32> = family().into_iter().flat_map(inodes).collect();
+        !equals.iter().all(|inode| family.contains(inode))
     }
 
     /// Processes of the run: also those that have bound a socket and are about to say Hello.
@@ -367,17 +381,16 @@ impl Broker {
         self.channels.values().map(|channel| channel.pid).collect()
     }
 
-    /// What keeps `entry` from receiving the same as `endpoint` of process `id`: nothing, None; or that it is not known, its inode; or that
-    /// it is another process's and not its equal, Some(None).
-    fn stranger(&self, id: u64, endpoint: &Endpoint, entry: &Entry) -> Option<Option<u32>> {
+    /// What `entry` is to the socket of process `id`, if it may take its packets.
+    fn stranger<'a>(&self, id: u64, endpoint: &Endpoint, entry: &'a Entry) -> Option<Stranger<'a>> {
         let known = self.channels.iter().find_map(|(at, c)| Some((*at, c, c.sockets.get(&entry.cookie)?)));
         match known {
             Some((at, ..)) if at == id => None,
             Some((_, channel, other)) => {
                 let lifted = channel.reason(other) == Reason::Lifted;
-                (!lifted || !endpoint.is_mate_of(&other.endpoint)).then_some(None)
+                (!lifted || !endpoint.is_mate_of(&other.endpoint)).then_some(Stranger::Known)
             }
-            None => Some(Some(entry.inode)),
+            None => Some(Stranger::Unknown(entry)),
         }
     }
 
@@ -566,6 +579,14 @@ impl Broker {
             }
         }
     }
+}
+
+/// A socket beside one that is to be lifted.
+enum Stranger<'a> {
+    /// Registered by another process, and not lifted or not its equal.
+    Known,
+    /// Not registered.
+    Unknown(&'a Entry),
 }
 
 /// IPv4-mapped addresses as IPv4.

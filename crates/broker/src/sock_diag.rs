@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) port: u16,
     /// Takes IPv4 although it is an IPv6 wildcard.
     pub(crate) dual: bool,
+    /// It has a peer.
+    pub(crate) connected: bool,
     pub(crate) cookie: u64,
     pub(crate) inode: u32,
 }
@@ -131,6 +133,7 @@ fn entry(message: &[u8]) -> Option<Entry> {
         local,
         port: u16::from_be_bytes([fixed[20], fixed[21]]),
         dual: v6 && local == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !v6only(attributes),
+        connected: fixed[22..24] != [0, 0],
         cookie: cookie(fixed),
         inode: u32_at(fixed, 84),
     })
@@ -212,8 +215,14 @@ mod tests {
 
     #[test]
     fn sockets_meet_when_a_packet_could_go_to_either() {
-        let entry =
-            |local: &str, dual| Entry { local: local.parse().unwrap(), port: 53, dual, cookie: 1, inode: 1 };
+        let entry = |local: &str, dual| Entry {
+            local: local.parse().unwrap(),
+            port: 53,
+            dual,
+            connected: false,
+            cookie: 1,
+            inode: 1,
+        };
         let want = |local: &str, dual| Want {
             local: local.parse().unwrap(),
             dual,
