@@ -319,6 +319,10 @@ impl<D> Worker<D> {
         if self.idle() {
             return;
         }
+        // What has passed by meanwhile may have moved the kernel on as far as the candidate would, which it refuses.
+        if self.candidate.is_some() && ride.accepted(reader) != Some(self.waits_from) {
+            self.candidate = None;
+        }
         let (gro, loads, ghosts) = (&mut self.gro, &mut self.loads, self.ghosts);
         if let Some(gro) = gro {
             gro.flush_all(&mut |merged| emit(merged, ghosts, loads, ride));

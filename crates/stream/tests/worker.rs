@@ -36,6 +36,16 @@ fn random_operations_meet_every_way_of_a_segment() {
     }
 }
 
+/// A stranger's segment waits to ride, and the peer's own for the same place passes by: the kernel moves on as if it had accepted the
+/// stranger's. What it says must not be taken for good.
+#[test]
+fn a_stranger_is_not_believed_for_what_passed_by() {
+    harness::check(&[
+        1, 0, 156, 0, 0, 207, 77, 0, 0, 0, 210, 0, 0, 0, 0, 0, 172, 56, 125, 148, 186, 0, 0, 0, 0, 0, 0, 0,
+        207, 0, 0, 0, 0, 0, 0, 196, 80, 237, 38, 0, 172, 30, 215, 0,
+    ]);
+}
+
 #[test]
 fn a_repetition_of_what_passed_and_was_read_rides_with_its_bytes() {
     assert!(!harness::repetition_of_what_passed_is_held());
