@@ -412,7 +412,9 @@ fn left_in_fill(queue: &mut Queue, hub: &Hub, umem: &Umem, seat: u8) -> BTreeSet
     let frame = |at: u32| umem.frame_of(queue.fill.entry(start.wrapping_add(at)));
     let frames: BTreeSet<u32> = (0..written).filter_map(frame).collect();
     if published > 0 {
-        frames.iter().for_each(|frame| hub.give(*frame));
+        // those that went round since are others'
+        let own = frames.iter().filter(|frame| hub.owner(**frame) == Some(seat));
+        own.for_each(|frame| hub.give(*frame));
     }
     lock.unlock();
     if published > 0 { BTreeSet::new() } else { frames }
