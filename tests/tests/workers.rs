@@ -209,7 +209,10 @@ fn processes_with_ports_of_their_own_are_lifted_beside_each_other() {
 
 /// Processes that join a group, and write what comes to it.
 const LISTEN: &str = r#"
-import os, socket, struct, sys
+import os, socket, sys
+
+def say(line):  # in one write: print() makes several, and lines of two processes mix
+    os.write(1, (line + "\n").encode())
 
 for _ in range(2):
     if os.fork() == 0:
@@ -217,10 +220,10 @@ for _ in range(2):
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         own.bind(("", int(sys.argv[2])))
         own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + socket.inet_aton(sys.argv[1]))
-        print("joined", flush=True)
+        say("joined")
         while True:
             word = own.recv(64)
-            print("got", word.decode(), flush=True)
+            say("got " + word.decode())
             if word == b"end":
                 os._exit(0)
 os.wait()
