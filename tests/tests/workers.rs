@@ -207,19 +207,20 @@ fn processes_with_ports_of_their_own_are_lifted_beside_each_other() {
     });
 }
 
-/// Processes that join a group, and write what comes to it.
+/// Processes that write what comes to a group; only the first joins it, and Linux gives both a copy (IP_MULTICAST_ALL).
 const LISTEN: &str = r#"
 import os, socket, sys
 
 def say(line):  # in one write: print() makes several, and lines of two processes mix
     os.write(1, (line + "\n").encode())
 
-for _ in range(2):
+for number in range(2):
     if os.fork() == 0:
         own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         own.bind(("", int(sys.argv[2])))
-        own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + socket.inet_aton(sys.argv[1]))
+        if number == 0:
+            own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + socket.inet_aton(sys.argv[1]))
         say("joined")
         while True:
             word = own.recv(64)

@@ -217,8 +217,9 @@ impl Broker {
         };
         let seat = self.leases.get(&id).map_or(0, |lease| lease.seat);
         let places = if verdict == Reason::Lifted { self.places(id) } else { Vec::new() };
+        let alone = self.leases.len() <= 1;
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(verdict) };
-        let keys = expand(&channel.want(endpoint), &places);
+        let keys = expand(&channel.want(endpoint), &places, alone);
         let new = Registered {
             endpoint: endpoint.clone(),
             slot,
@@ -427,6 +428,7 @@ impl Broker {
             && let Some(lease) = self.pool.as_mut().and_then(|pool| pool.sit(uid))
         {
             self.leases.insert(id, lease);
+            self.refresh_rules(); // groups pass from the second process on
         }
         let mut failed = None;
         for device in devices {

@@ -68,8 +68,9 @@ impl Key {
     }
 }
 
-/// The keys that lift what `want` receives: device and key.
-pub fn expand(want: &Want, places: &[Place]) -> BTreeSet<(u32, Key)> {
+/// The keys that lift what `want` receives: device and key. Unless its process is `alone`, groups and broadcasts are the stack's: a socket of
+/// another may get a copy without having joined (IP_MULTICAST_ALL).
+pub fn expand(want: &Want, places: &[Place], alone: bool) -> BTreeSet<(u32, Key)> {
     let mut keys = BTreeSet::new();
     for place in places {
         let here = |ifindex: u32| ifindex == 0 || ifindex == place.ifindex;
@@ -81,7 +82,7 @@ pub fn expand(want: &Want, places: &[Place]) -> BTreeSet<(u32, Key)> {
         let joined = want.groups.iter().filter(|m| want.takes(m.group) && here(m.ifindex));
         let joined = joined.map(|m| (m.group, true));
         let key = |(address, many)| (place.ifindex, Key { address, port: want.port, many });
-        keys.extend(own.chain(joined).map(key));
+        keys.extend(own.chain(joined).filter(|(_, many)| alone || !many).map(key));
     }
     keys
 }
@@ -286,7 +287,7 @@ mod tests {
     }
 
     fn shown(want: &Want) -> Vec<String> {
-        let keys = expand(want, &places());
+        let keys = expand(want, &places(), true);
         keys.into_iter().map(|(at, key)| format!("{at} {}", key.address)).collect()
     }
 
@@ -338,7 +339,7 @@ mod tests {
     #[test]
     fn a_group_that_several_processes_have_joined_is_the_stacks_to_copy() {
         let groups = vec![Membership { group: ip("239.1.2.3"), ifindex: 2 }];
-        let keys = expand(&Want { groups, ..want("239.1.2.3") }, &places());
+        let keys = expand(&Want { groups, ..want("239.1.2.3") }, &places(), true);
         let mut table = Table::default();
         let is = |ops: &[Op]| ops.iter().map(|(_, _, change)| *change).collect::<Vec<_>>();
         let rule = |seat| Change::Rule { timestamp: false, shares: Shares::only(seat) };
@@ -397,7 +398,7 @@ mod tests {
                     let (keys, timestamp, seat) = live.swap_remove(victim.index(live.len()));
                     maps.apply(table.remove(&keys, timestamp, seat));
                 } else {
-                    let keys = expand(&want, &places());
+                    let keys = expand(&want, &places(), true);
                     maps.apply(table.add(&keys, timestamp, seat));
                     live.push((keys, timestamp, seat));
                 }

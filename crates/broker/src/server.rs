@@ -568,7 +568,7 @@ impl Broker {
     }
 
     fn refresh_rules_of(&mut self, owner: u64) {
-        let places = self.places(owner);
+        let (places, alone) = (self.places(owner), self.leases.len() <= 1);
         let Some(channel) = self.channels.get_mut(&owner) else { return };
         let mut changes = Vec::new();
         let lifted: Vec<u64> = channel
@@ -579,7 +579,7 @@ impl Broker {
             .collect();
         for cookie in lifted {
             let Some(endpoint) = channel.sockets.get(&cookie).map(|s| s.endpoint.clone()) else { continue };
-            let keys = expand(&channel.want(&endpoint), &places);
+            let keys = expand(&channel.want(&endpoint), &places, alone);
             let Some(socket) = channel.sockets.get_mut(&cookie) else { continue };
             if keys != socket.keys {
                 let old = std::mem::replace(&mut socket.keys, keys.clone());
