@@ -217,7 +217,7 @@ impl Broker {
         };
         let seat = self.leases.get(&id).map_or(0, |lease| lease.seat);
         let places = if verdict == Reason::Lifted { self.places(id) } else { Vec::new() };
-        let alone = self.leases.len() <= 1;
+        let alone = self.one_has_rings();
         let Some(channel) = self.channels.get_mut(&id) else { return Ok(verdict) };
         let keys = expand(&channel.want(endpoint), &places, alone);
         let new = Registered {

@@ -524,6 +524,11 @@ impl Broker {
         }
     }
 
+    /// Whether nobody but one process has rings: what is sent to many is lifted only then.
+    pub(crate) fn one_has_rings(&self) -> bool {
+        self.leases.len() <= 1
+    }
+
     /// Devices on which a process has rings, for the rules.
     pub(crate) fn places(&self, id: u64) -> Vec<Place> {
         let Some(lease) = self.leases.get(&id) else { return Vec::new() };
@@ -568,7 +573,7 @@ impl Broker {
     }
 
     fn refresh_rules_of(&mut self, owner: u64) {
-        let (places, alone) = (self.places(owner), self.leases.len() <= 1);
+        let (places, alone) = (self.places(owner), self.one_has_rings());
         let Some(channel) = self.channels.get_mut(&owner) else { return };
         let mut changes = Vec::new();
         let lifted: Vec<u64> = channel
